@@ -1,0 +1,38 @@
+# Everything that a fresh machine with Python 3.11+ and make needs happens here; nothing else has to be installed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench docs dist clean
+
+help:  ## show the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements-dev.txt -e '.[fast,test]'
+	@touch $@
+
+demo: $(STAMP)  ## one attestation end to end: the series' exit first, then today's, then what differs
+	$(BIN)/swsnp demo --compare
+
+lint: $(STAMP)  ## ruff
+	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff format --check src tests bench examples
+
+types: $(STAMP)  ## mypy --strict
+	$(BIN)/mypy
+
+test: $(STAMP) lint types  ## everything that passes on any host, with branch coverage
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+bench: $(STAMP)  ## ratios against the cryptographic floor, measured in one run; writes build/bench.json
+	$(BIN)/python -m bench.run
+
+dist: $(STAMP)  ## the wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/dist .
+
+clean:
+	rm -rf $(VENV) build .coverage .mypy_cache .pytest_cache .ruff_cache

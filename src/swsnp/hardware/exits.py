@@ -1,0 +1,61 @@
+"""Why a processor stops running guest code: reported by both kinds, handled by the hypervisor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+__all__ = [
+    "GuestAccessFault",
+    "GuestExit",
+    "Halt",
+    "NestedPageFault",
+    "ProcessorError",
+    "Shutdown",
+    "Vmgexit",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Vmgexit:
+    """The guest executed VMGEXIT; the GHCB MSR says what it wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """The guest has nothing to do (HLT)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NestedPageFault:
+    """An access whose C-bit does not match the memory attribute, or where no memory is."""
+
+    gpa: int
+    private: bool
+    write: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Triple fault, or the end of a built-in program by an error of its own; `reason` is for people."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorError:
+    """A real processor or its KVM could not go on (KVM_EXIT_INTERNAL_ERROR)."""
+
+    suberror: int
+    reason: str = ""
+
+
+GuestExit: TypeAlias = Vmgexit | Halt | NestedPageFault | Shutdown | ProcessorError
+
+
+class GuestAccessFault(Exception):
+    """An access of guest code that the nested page table or the RMP refused; carries the exit to report."""
+
+    def __init__(self, reason: GuestExit) -> None:
+        super().__init__(repr(reason))
+        self.reason = reason

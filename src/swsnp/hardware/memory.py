@@ -1,0 +1,113 @@
+"""DRAM by system physical address: sparse, mapped host memory behind one address space."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from bisect import bisect_right
+from typing import Final
+
+from swsnp.errors import SwsnpError
+
+__all__ = ["BusError", "PAGE", "SystemMemory"]
+
+PAGE: Final = 4096
+_LARGE: Final = 2 << 20
+_MAP_NORESERVE: Final = 0x4000  # named by the mmap module only since Python 3.13
+_MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+_FIRST: Final = 0x1_0000_0000
+
+
+class BusError(SwsnpError):
+    """No memory answers at this system physical address."""
+
+
+class SystemMemory:
+    """The machine's memory. Regions never overlap and never move; addresses are not reused.
+
+    Memory is anonymous and mapped on demand, so that a large region costs nothing until it is touched.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = _FIRST
+        self._bases: list[int] = []
+        self._views: dict[int, memoryview] = {}
+        self._free: list[int] = []
+
+    def allocate(self, size: int) -> int:
+        """Map a new region of zeros.
+
+        Args:
+            size: bytes; rounded up to whole pages.
+
+        Returns:
+            Its first system physical address, 2 MiB aligned.
+        """
+        size = -(-size // PAGE) * PAGE
+        view = memoryview(mmap.mmap(-1, size, flags=_MAP_FLAGS))
+        with self._lock:
+            base = self._next
+            self._next += -(-size // _LARGE) * _LARGE
+            self._views[base] = view
+            self._bases = sorted([*self._bases, base])
+        return base
+
+    def allocate_page(self) -> int:
+        """One zeroed page of the host kernel's own."""
+        with self._lock:
+            if not self._free:
+                spare = True
+            else:
+                spare = False
+                address = self._free.pop()
+        if spare:
+            base = self.allocate(_LARGE)
+            with self._lock:
+                self._free.extend(range(base + _LARGE - PAGE, base, -PAGE))
+            return base
+        self.write(address, bytes(PAGE))
+        return address
+
+    def free_page(self, address: int) -> None:
+        """Give a page of `allocate_page` back."""
+        with self._lock:
+            self._free.append(address)
+
+    def release(self, base: int) -> None:
+        """Forget a region of `allocate`; its addresses answer no more."""
+        with self._lock:
+            self._bases = [each for each in self._bases if each != base]
+            self._views.pop(base, None)
+
+    def view(self, address: int, size: int) -> memoryview:
+        """A writable window on `size` bytes.
+
+        Raises:
+            BusError: the range is not wholly inside one region.
+        """
+        bases = self._bases
+        at = bisect_right(bases, address) - 1
+        if at >= 0:
+            base = bases[at]
+            region = self._views.get(base)
+            if region is not None and address - base + size <= len(region):
+                return region[address - base : address - base + size]
+        raise BusError(f"system address {address:#x}: no memory for {size} bytes")
+
+    def read(self, address: int, size: int) -> bytes:
+        """Copy `size` bytes out; BusError as `view`."""
+        return bytes(self.view(address, size))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` in; BusError as `view`."""
+        self.view(address, len(data))[:] = data
+
+    def discard(self, address: int, size: int) -> None:
+        """Give whole pages back to the host; they read as zeros again (MADV_DONTNEED)."""
+        bases = self._bases
+        base = bases[bisect_right(bases, address) - 1]
+        self.view(address, size)
+        mapping = self._views[base].obj
+        assert isinstance(mapping, mmap.mmap)  # noqa: S101  # every region is made by `allocate`
+        mapping.madvise(mmap.MADV_DONTNEED, address - base, size)
