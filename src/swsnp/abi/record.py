@@ -151,7 +151,7 @@ class Record:
 
     def but(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
-        return replace(self, **changes)
+        return replace(self, **changes)  # type: ignore[type-var]
 
     @classmethod
     def layout(cls) -> Iterator[tuple[str, int, int]]:
@@ -202,7 +202,7 @@ def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
     if len(names) == 1:
         return lambda self: (getattr(self, names[0]),)
     get = attrgetter(*names)
-    return lambda self: get(self)  # type: ignore[no-any-return]  # a function, so that it binds as a method
+    return lambda self: get(self)  # a function, so that it binds as a method
 
 
 class bits:  # reads as a declaration, like the field functions above

@@ -1,0 +1,40 @@
+"""Fixtures that every test may use, and the rule that CI does not skip what it could run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _skip(reason: str, remedy: str, *, avoidable: bool = True) -> NoReturn:
+    """End the test: it cannot run on this host. In CI a skip that CI could have avoided is a failure."""
+    text = f"{reason}; remedy: {remedy}"
+    if avoidable and os.environ.get("CI") == "true":
+        pytest.fail(f"skipped in CI: {text}")
+    pytest.skip(text)
+
+
+class Skip(Protocol):
+    """`cannot_run(reason, remedy)`; `avoidable=False` when even CI cannot provide it."""
+
+    def __call__(self, reason: str, remedy: str, *, avoidable: bool = True) -> NoReturn: ...
+
+
+@pytest.fixture(scope="session")
+def cannot_run() -> Skip:
+    """Ends a test that this host cannot run, with the reason and the remedy."""
+    return _skip
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """Genuine AMD reports and certificates; not part of the project."""
+    folder = Path(os.environ.get("SWSNP_VECTORS", ROOT.parent / "shared" / "vectors"))
+    if not (folder / "index.json").is_file():
+        _skip("no genuine vectors here", "set SWSNP_VECTORS to a folder that holds them")
+    return folder
