@@ -1,1 +1,109 @@
-"""cli."""
+"""The command line: one module per verb, imported when its verb runs.
+
+Exit codes: 0 good, 1 bad verdict, 2 usage, 3 unreadable input, 4 not possible on this host.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+__all__ = ["BAD_VERDICT", "GOOD", "NOT_HERE", "UNREADABLE", "USAGE", "main"]
+
+GOOD: Final = 0
+BAD_VERDICT: Final = 1
+USAGE: Final = 2
+UNREADABLE: Final = 3
+NOT_HERE: Final = 4
+
+VERBS: Final = {
+    "demo": "one attestation end to end, every hop shown and the report checked",
+    "vm": "run a VM with QEMU's options and let its guest attest",
+    "run": "run an unmodified program that finds a working /dev/sev-guest",
+    "report": "explain a report field by field",
+    "capabilities": "what this host and this build can do",
+}
+
+
+def _usage() -> str:
+    lines = [f"  {verb:14}{text}" for verb, text in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: swsnp VERB [options]    (swsnp VERB --help for one verb)",
+            "",
+            "The AMD SEV-SNP attestation path in software. Its keys are software keys, never AMD's.",
+            "",
+            *lines,
+            "",
+            "exit codes: 0 good, 1 bad verdict, 2 usage, 3 unreadable input, 4 not possible on this host",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(_usage())
+        return GOOD if arguments else USAGE
+    if arguments[0] == "--version":
+        from swsnp._version import __version__
+
+        print(f"swsnp {__version__}")
+        return GOOD
+    verb = arguments.pop(0)
+    if verb not in VERBS:
+        print(f"swsnp: no verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)
+        return USAGE
+    return _run(verb, arguments)
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    from importlib import import_module
+
+    from swsnp.errors import HostError, InputError, LayoutError, SwsnpError, UsageError
+
+    codes: dict[type[SwsnpError], int] = {
+        UsageError: USAGE,
+        InputError: UNREADABLE,
+        LayoutError: UNREADABLE,
+        HostError: NOT_HERE,
+    }
+    module = import_module(f"swsnp.cli.{verb}")
+    try:
+        code = module.run(arguments)
+        sys.stdout.flush()
+    except SwsnpError as error:
+        _complain(verb, error, as_json="--json" in arguments)
+        return next((code for kind, code in codes.items() if isinstance(error, kind)), BAD_VERDICT)
+    except BrokenPipeError:
+        # the reader has gone; keep the interpreter from complaining when it closes stdout
+        sys.stdout = None
+        return GOOD
+    except KeyboardInterrupt:
+        return 130
+    return int(code)
+
+
+def _complain(verb: str, error: Exception, *, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}))
+    print(f"swsnp {verb}: {error}", file=sys.stderr)
+
+
+def parser(verb: str, **options: str) -> argparse.ArgumentParser:
+    """The argument parser of one verb."""
+    import argparse
+
+    return argparse.ArgumentParser(
+        prog=f"swsnp {verb}",
+        description=options.get("description", VERBS.get(verb.split()[0])),
+        epilog="exit codes: 0 good, 1 bad verdict, 2 usage, 3 unreadable input, 4 not possible on this host",
+        allow_abbrev=False,
+    )

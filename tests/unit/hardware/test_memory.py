@@ -1,0 +1,60 @@
+"""Memory by system physical address."""
+
+from __future__ import annotations
+
+import pytest
+
+from swsnp.hardware.memory import PAGE, BusError, SystemMemory
+
+
+def test_regions_are_separate_and_bounded() -> None:
+    """A range that is not wholly inside one region has no memory behind it."""
+    memory = SystemMemory()
+    first = memory.allocate(PAGE)
+    second = memory.allocate(3 * PAGE - 1)
+    memory.write(second + 2 * PAGE, b"last page")
+    assert memory.read(second + 2 * PAGE, 9) == b"last page"
+    assert memory.read(first, 4) == bytes(4)
+    for address, size in ((first - 1, 1), (first + PAGE - 1, 2), (second + 3 * PAGE, 1), (0, 1)):
+        with pytest.raises(BusError, match=f"{address:#x}"):
+            memory.read(address, size)
+
+
+def test_a_large_region_costs_nothing_until_touched() -> None:
+    """64 GiB can be mapped; only touched pages take memory."""
+    memory = SystemMemory()
+    base = memory.allocate(64 << 30)
+    memory.write(base + (63 << 30), b"x")
+    assert memory.read(base + (63 << 30), 2) == b"x\0"
+
+
+def test_pages_come_zeroed_and_are_used_again() -> None:
+    """A freed page is given out again, as zeros."""
+    memory = SystemMemory()
+    page = memory.allocate_page()
+    memory.write(page, b"old")
+    memory.free_page(page)
+    assert memory.allocate_page() == page
+    assert memory.read(page, 3) == bytes(3)
+    pages = {memory.allocate_page() for _ in range(600)}
+    assert len(pages) == 600
+
+
+def test_discard_gives_zeros() -> None:
+    """Discarded pages read as zeros; their neighbours keep their bytes."""
+    memory = SystemMemory()
+    base = memory.allocate(3 * PAGE)
+    for at in range(3):
+        memory.write(base + at * PAGE, b"data")
+    memory.discard(base + PAGE, PAGE)
+    assert [memory.read(base + at * PAGE, 4) for at in range(3)] == [b"data", bytes(4), b"data"]
+
+
+def test_released_region_answers_no_more() -> None:
+    """After release, the addresses have no memory and are not given to anyone else."""
+    memory = SystemMemory()
+    base = memory.allocate(PAGE)
+    memory.release(base)
+    with pytest.raises(BusError):
+        memory.view(base, 1)
+    assert memory.allocate(PAGE) != base
