@@ -219,15 +219,18 @@ class bits:  # reads as a declaration, like the field functions above
 class Word(int):
     """An integer with named ranges of bits; bits without a name survive."""
 
+    _ranges: ClassVar[dict[str, bits]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls._ranges = {
+            **cls._ranges,
+            **{name: value for name, value in vars(cls).items() if isinstance(value, bits)},
+        }
+
     @classmethod
     def ranges(cls) -> dict[str, bits]:
         """The named ranges in order of declaration."""
-        return {
-            name: value
-            for base in reversed(cls.__mro__)
-            for name, value in vars(base).items()
-            if isinstance(value, bits)
-        }
+        return cls._ranges
 
     @classmethod
     def of(cls, **values: int) -> Self:

@@ -14,10 +14,14 @@ __all__ = [
     "Commit",
     "Config",
     "ConfigFlags",
+    "FeatureInfo",
+    "FeatureInfoOutput",
     "FirmwareStatus",
     "GctxAddress",
     "GetId",
     "GuestRequest",
+    "GuestStatus",
+    "GuestStatusBuffer",
     "InitEx",
     "InitExFlags",
     "LaunchFinish",
@@ -30,6 +34,9 @@ __all__ = [
     "PlatformState",
     "PlatformStatus",
     "PlatformStatusBuffer",
+    "RANGE_LIST_MAX",
+    "RangeElement",
+    "RangeListHeader",
     "ShutdownEx",
     "VlekHashstick",
     "VlekLoad",
@@ -144,6 +151,26 @@ class InitEx(Record):
     reserved_12: bytes = mbz(0x12, 46)
 
 
+@record(size=8, source="AMD 56860, SNP_INIT_EX range list")
+class RangeListHeader(Record):
+    """What precedes the elements of a range list; the list is at most one page."""
+
+    num_elements: int = u32(0)
+    reserved_04: int = u32(4)
+
+
+@record(size=16, source="AMD 56860, SNP_INIT_EX range list")
+class RangeElement(Record):
+    """One range of 4 KiB pages."""
+
+    base: int = u64(0)
+    page_count: int = u32(8)
+    reserved_0c: int = u32(0xC)
+
+
+RANGE_LIST_MAX: Final = 255
+
+
 @record(size=8, source="AMD 56860, SNP_SHUTDOWN_EX")
 class ShutdownEx(Record):
     """Command buffer of SNP_SHUTDOWN_EX."""
@@ -188,6 +215,26 @@ class Activate(Record):
     gctx_paddr: int = u64(0x00)
     asid: int = u32(0x08)
     reserved_0c: int = u32(0x0C)
+
+
+@record(size=0x10, source="AMD 56860, SNP_GUEST_STATUS")
+class GuestStatus(Record):
+    """Command buffer of SNP_GUEST_STATUS."""
+
+    gctx_paddr: int = u64(0x00)
+    status_paddr: int = u64(0x08)
+
+
+@record(size=0x20, source="AMD 56860, SNP_GUEST_STATUS status buffer")
+class GuestStatusBuffer(Record):
+    """What SNP_GUEST_STATUS writes; STATE is 0 INIT, 1 LAUNCH, 2 RUNNING."""
+
+    policy: GuestPolicy = u64(0x00, GuestPolicy)
+    asid: int = u32(0x08)
+    state: int = u8(0x0C)
+    reserved_0d: bytes = mbz(0x0D, 3)
+    vcek_dis: int = u8(0x10)
+    reserved_11: bytes = mbz(0x11, 15)
 
 
 @record(size=0x18, source="AMD 56860, SNP_GUEST_REQUEST")
@@ -321,6 +368,25 @@ class VlekHashstick(Record):
     tcb_version: TcbVersion = u64(0x190, TcbVersion)
     reserved_198: bytes = mbz(0x198, 8)
     auth_tag: bytes = blob(0x1A0, 16)
+
+
+@record(size=0x10, source="AMD 56860, SNP_FEATURE_INFO")
+class FeatureInfo(Record):
+    """Command buffer of SNP_FEATURE_INFO."""
+
+    length: int = u32(0x00)
+    ecx_in: int = u32(0x04)
+    feature_info_paddr: int = u64(0x08)
+
+
+@record(size=0x10, source="AMD 56860, SNP_FEATURE_INFO output")
+class FeatureInfoOutput(Record):
+    """What SNP_FEATURE_INFO writes."""
+
+    eax: int = u32(0x00)
+    ebx: int = u32(0x04)
+    ecx: int = u32(0x08)
+    edx: int = u32(0x0C)
 
 
 @record(size=0x10, source="AMD SEV API, GET_ID")

@@ -62,10 +62,8 @@ def describe(event: trace.TraceEvent) -> Hop:
             done = "seals" if isinstance(event, trace.MessageSealed) else "opens"
             party = "guest driver" if event.by == "guest" else "firmware"
             kind = _name(MessageType, event.msg_type)
-            return Hop(
-                party,
-                f"{done} MSG_{kind}: {event.payload_size} bytes, VMPCK{event.vmpck}, sequence number {event.seqno}",
-            )
+            under = f"VMPCK{event.vmpck}, sequence number {event.seqno}"
+            return Hop(party, f"{done} MSG_{kind}: {event.payload_size} bytes under {under}")
         case trace.Vmgexit():
             text = (
                 f"VMGEXIT {_name(ExitCode, event.exit_code)}: info1 {event.info1:#x}, info2 {event.info2:#x}"

@@ -1,0 +1,368 @@
+"""QEMU's command line for an SNP guest, as `swsnp` takes it.
+
+The grammar is QEMU's: single-dash options, each with a list `key=value,key=value` in which `,,` stands for
+one comma and the first item may leave its key out. Only what this machine models is accepted; everything else
+is an error that names what would have been known, so that no option is ignored in silence.
+
+Differences from QEMU, all on the strict side: a property or an option given twice is an error, a key without
+a value is an error, and sizes are whole numbers.
+
+Source: the manual page qemu(1); QEMU 10.2, qapi/qom.json, for objects and their properties; the command lines
+of the June 2024 series.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from swsnp.abi.snp_report import Product
+from swsnp.cli.qemu_values import base64_bytes, boolean, comma_list, number, path_value, size, text_value
+from swsnp.errors import UsageError
+from swsnp.vmm.certs import BlobFile
+from swsnp.vmm.config import DEFAULT_POLICY, MODEL_CBITPOS, VmConfig
+from swsnp.vmm.dialect import DIALECTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from swsnp.cli.qemu_values import Converter
+
+__all__ = ["ACCELERATORS", "QemuOptions", "SnpGuest", "VmCommand", "parse", "parse_qemu_options"]
+
+ACCELERATORS: Final = ("builtin", "plain-kvm")
+_DEFAULT_MEMORY: Final = 128 << 20
+_MIB: Final = 1 << 20
+_CPU_MODELS: Final = {
+    "EPYC-Milan": Product.MILAN,
+    "EPYC-Genoa": Product.GENOA,
+    "EPYC-Turin": Product.TURIN,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnpGuest:
+    """The `sev-snp-guest` object. `certs_timeout_s` in seconds, `certs_path` None when there is no blob."""
+
+    id: str
+    cbitpos: int
+    reduced_phys_bits: int
+    sev_device: str = "/dev/sev"
+    kernel_hashes: bool = False
+    policy: int = DEFAULT_POLICY
+    gosvw: bytes = bytes(16)
+    id_block: bytes | None = None
+    id_auth: bytes | None = None
+    author_key_enabled: bool = False
+    vcek_disabled: bool = False
+    host_data: bytes = bytes(32)
+    certs_path: Path | None = None
+    certs_timeout_s: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuOptions:
+    """A parsed command line. `memory_size` in bytes; `bios` None when there is no `-bios`."""
+
+    name: str
+    cpus: int
+    maxcpus: int
+    cpu_model: str
+    product: Product
+    machine: str
+    accelerator: str
+    memory_size: int
+    bios: Path | None
+    snp: SnpGuest
+
+    def vm_config(self) -> VmConfig:
+        """The VM that this command line describes; every request reads the certificate file afresh."""
+        snp = self.snp
+        certs = None
+        if snp.certs_path is not None:
+            certs = BlobFile(snp.certs_path, timeout_s=snp.certs_timeout_s)
+        return VmConfig(
+            name=self.name,
+            memory_size=self.memory_size,
+            vcpus=self.cpus,
+            policy=snp.policy,
+            id_block=snp.id_block,
+            id_auth=snp.id_auth,
+            author_key_enabled=snp.author_key_enabled,
+            vcek_disabled=snp.vcek_disabled,
+            host_data=snp.host_data,
+            gosvw=snp.gosvw,
+            certs=certs,
+            sev_device=snp.sev_device,
+            cbitpos=snp.cbitpos,
+            reduced_phys_bits=snp.reduced_phys_bits,
+            host_cbitpos=snp.cbitpos,  # compared with the host's when the line was parsed
+        )
+
+
+_U64_MAX: Final = (1 << 64) - 1
+_MEMORY_BACKEND: Final[Mapping[str, Converter]] = {
+    "id": text_value,
+    "size": size(1),
+    "share": boolean,
+    "reserve": boolean,
+}
+
+
+def _smm(text: str) -> str:
+    if text not in ("auto", "off"):
+        raise ValueError("auto or off: SNP guests have no SMM")
+    return text
+
+
+_OBJECTS: Final[Mapping[str, Mapping[str, Converter]]] = {
+    "memory-backend-memfd": _MEMORY_BACKEND,
+    "memory-backend-ram": _MEMORY_BACKEND,
+    "sev-snp-guest": {
+        "id": text_value,
+        "sev-device": text_value,
+        "cbitpos": number(0, 63),
+        "reduced-phys-bits": number(1, 63),
+        "kernel-hashes": boolean,
+        "policy": number(0, _U64_MAX),
+        "guest-visible-workarounds": base64_bytes(16),
+        "id-block": base64_bytes(96),
+        "id-auth": base64_bytes(4096, exactly=False),
+        "author-key-enabled": boolean,
+        "vcek-disabled": boolean,
+        "host-data": base64_bytes(32),
+        "certs-path": path_value,
+        "certs-filename": path_value,
+        "certs-timeout": number(0, (1 << 32) - 1),
+    },
+}
+_OPTIONS: Final[Mapping[str, tuple[str, Mapping[str, Converter]]]] = {
+    "smp": ("cpus", {"cpus": number(1, 4096), "maxcpus": number(1, 4096)}),
+    "cpu": ("model", {"model": text_value}),
+    "machine": (
+        "type",
+        {
+            "type": text_value,
+            "confidential-guest-support": text_value,
+            "memory-backend": text_value,
+            "smm": _smm,
+        },
+    ),
+    "accel": ("accel", {"accel": text_value}),
+    "m": ("size", {"size": size(_MIB)}),
+    "name": ("guest", {"guest": text_value}),
+}
+"""Option: the key that its first item may leave out, and its properties."""
+_ALIASES: Final = {"M": "machine"}
+
+
+def _convert(found: Mapping[str, str], known: Mapping[str, Converter], where: str) -> dict[str, Any]:
+    values = {}
+    for key, text in found.items():
+        if key not in known:
+            raise UsageError(f"{where}: unknown property {key!r}; known are {', '.join(known)}")
+        try:
+            values[key] = known[key](text)
+        except ValueError as error:
+            raise UsageError(f"{where}: property {key!r}: got {text!r}, wanted {error}") from None
+    return values
+
+
+def _object(text: str) -> tuple[str, dict[str, Any]]:
+    """One `-object`: its type and its properties; `id` is among them."""
+    if text.startswith("{"):
+        raise UsageError("-object: got JSON, wanted type,key=value,...")
+    found = comma_list(text, "qom-type", "-object")
+    kind = found.pop("qom-type", "")
+    if kind not in _OBJECTS:
+        raise UsageError(f"-object: unknown type {kind!r}; known are {', '.join(_OBJECTS)}")
+    where = f"-object {kind},id={found.get('id', '')}"
+    values = _convert(found, _OBJECTS[kind], where)
+    if "id" not in values:
+        raise UsageError(f"-object {kind}: property 'id' is missing")
+    return kind, values
+
+
+def _options(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, dict[str, Any]]]]:
+    """Options by name, and objects by id."""
+    options: dict[str, dict[str, Any]] = {}
+    objects: dict[str, tuple[str, dict[str, Any]]] = {}
+    words = iter(argv)
+    for word in words:
+        name = word[2:] if word.startswith("--") else word[1:]
+        name = _ALIASES.get(name, name)
+        if not word.startswith("-") or name not in (*_OPTIONS, "object", "bios"):
+            known = ", ".join(f"-{each}" for each in (*_OPTIONS, "object", "bios"))
+            raise UsageError(f"unknown option {word!r}; known are {known}")
+        if (value := next(words, None)) is None:
+            raise UsageError(f"-{name}: wants a value")
+        if name == "object":
+            kind, values = _object(value)
+            if values["id"] in objects:
+                raise UsageError(f"-object {kind},id={values['id']}: this id is taken")
+            objects[values["id"]] = (kind, values)
+        elif name in options:
+            raise UsageError(f"-{name}: given twice")
+        elif name == "bios":
+            options[name] = {"file": Path(value)}
+        else:
+            implied, known_properties = _OPTIONS[name]
+            where = f"-{name}"
+            options[name] = _convert(comma_list(value, implied, where), known_properties, where)
+    return options, objects
+
+
+# --- what the options mean together -------------------------------------------------------------------------
+
+
+def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS) -> QemuOptions:
+    """Parse the arguments of a `qemu-system-x86_64` command line, without the program's name.
+
+    Args:
+        argv: the arguments.
+        host_cbitpos: the C-bit position that `cbitpos` must name.
+
+    Raises:
+        UsageError: anything that QEMU would refuse, or that is not modelled: option, property, got, wanted.
+    """
+    options, objects = _options(argv)
+    machine = options.get("machine", {})
+    smp = options.get("smp", {})
+    maxcpus = smp.get("maxcpus", smp.get("cpus", 1))
+    cpus = smp.get("cpus", maxcpus)
+    if maxcpus < cpus:
+        raise UsageError(f"-smp: maxcpus {maxcpus}, wanted at least cpus, {cpus}")
+    cpu_model = options.get("cpu", {}).get("model", "")
+    return QemuOptions(
+        name=options.get("name", {}).get("guest", "vm0"),
+        cpus=cpus,
+        maxcpus=maxcpus,
+        cpu_model=cpu_model,
+        product=_product(cpu_model),
+        machine=_machine_type(machine),
+        accelerator=_accelerator(options.get("accel", {}).get("accel", ACCELERATORS[0])),
+        memory_size=_memory_size(machine, options.get("m", {}), objects),
+        bios=options.get("bios", {}).get("file"),
+        snp=_snp_guest(machine, objects, host_cbitpos),
+    )
+
+
+def _product(cpu_model: str) -> Product:
+    for prefix, product in _CPU_MODELS.items():
+        if cpu_model == prefix or cpu_model.startswith(f"{prefix}-v"):
+            return product
+    known = ", ".join(f"{prefix}[-vN]" for prefix in _CPU_MODELS)
+    raise UsageError(f"-cpu: got model {cpu_model!r}, wanted one of {known}")
+
+
+def _machine_type(machine: Mapping[str, Any]) -> str:
+    kind = str(machine.get("type", ""))
+    if kind != "q35" and not kind.startswith("pc-q35-"):
+        raise UsageError(f"-machine: got type {kind!r}, wanted q35 or pc-q35-N")
+    return kind
+
+
+def _accelerator(name: str) -> str:
+    if name not in ACCELERATORS:
+        raise UsageError(f"-accel: got {name!r}, wanted one of {', '.join(ACCELERATORS)}")
+    return name
+
+
+def _referred(
+    machine: Mapping[str, Any], key: str, kinds: str, objects: Mapping[str, tuple[str, dict[str, Any]]]
+) -> dict[str, Any]:
+    """The object that a property of -machine names; its type begins with `kinds`."""
+    name = machine[key]
+    if name not in objects:
+        known = ", ".join(objects) or "none"
+        raise UsageError(f"-machine: property {key!r}: no object with id {name!r}; there are {known}")
+    kind, values = objects[name]
+    if not kind.startswith(kinds):
+        raise UsageError(f"-machine: property {key!r}: object {name!r} is {kind}, wanted {kinds}")
+    return values
+
+
+def _memory_size(
+    machine: Mapping[str, Any], m: Mapping[str, Any], objects: Mapping[str, tuple[str, dict[str, Any]]]
+) -> int:
+    if "memory-backend" not in machine:
+        return int(m.get("size", _DEFAULT_MEMORY))
+    backend = _referred(machine, "memory-backend", "memory-backend-", objects)
+    if "size" not in backend:
+        raise UsageError(f"-object {backend['id']}: property 'size' is missing")
+    wanted = int(backend["size"])
+    if m.get("size", wanted) != wanted:
+        raise UsageError(
+            f"-m: got {m['size']:#x}, wanted the size of {backend['id']!r}, {wanted:#x}, or no -m"
+        )
+    return wanted
+
+
+def _snp_guest(
+    machine: Mapping[str, Any], objects: Mapping[str, tuple[str, dict[str, Any]]], host_cbitpos: int
+) -> SnpGuest:
+    if "confidential-guest-support" not in machine:
+        raise UsageError("-machine: property 'confidential-guest-support' is missing; only SNP guests run")
+    values = dict(_referred(machine, "confidential-guest-support", "sev-snp-guest", objects))
+    where = f"-object sev-snp-guest,id={values['id']}"
+    if "reduced-phys-bits" not in values:
+        raise UsageError(f"{where}: property 'reduced-phys-bits' is missing, wanted 1..63")
+    if (cbitpos := values.setdefault("cbitpos", 0)) != host_cbitpos:
+        raise UsageError(f"{where}: property 'cbitpos': got {cbitpos}, wanted the host's {host_cbitpos}")
+    if "certs-path" in values and "certs-filename" in values:
+        raise UsageError(f"{where}: 'certs-path' and 'certs-filename' are the same property; give one")
+    if "certs-filename" in values:
+        values["certs-path"] = values.pop("certs-filename")
+    if "guest-visible-workarounds" in values:
+        values["gosvw"] = values.pop("guest-visible-workarounds")
+    if "certs-timeout" in values:
+        values["certs-timeout-s"] = values.pop("certs-timeout") / 1000
+    return SnpGuest(**{key.replace("-", "_"): value for key, value in values.items()})
+
+
+# --- the verb `swsnp vm` ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmCommand:
+    """What `swsnp vm` was asked to do: QEMU's options, and the verb's own with two dashes."""
+
+    qemu: QemuOptions
+    profile: str
+    seed: bytes | None
+    count: int
+    json: bool
+
+    @property
+    def product(self) -> Product:
+        """The chip, from the CPU model."""
+        return self.qemu.product
+
+    def vm_config(self) -> VmConfig:
+        """See `QemuOptions.vm_config`."""
+        return self.qemu.vm_config()
+
+
+def parse(arguments: Sequence[str]) -> VmCommand:
+    """Parse what follows `swsnp vm`; UsageError as `parse_qemu_options`, SystemExit for the verb's own."""
+    from swsnp.cli import parser
+
+    command = parser("vm")
+    command.usage = "swsnp vm [--profile P] [--count N] [--seed S] [--json] QEMU-OPTIONS"
+    known = ", ".join(f"-{each}" for each in (*_OPTIONS, "object", "bios"))
+    command.description = f"{command.description}. QEMU's options: {known}."
+    command.add_argument(
+        "--profile", default="linux-7.2", choices=list(DIALECTS), help="which KVM (default: %(default)s)"
+    )
+    command.add_argument("--count", type=int, default=1, metavar="N", help="reports to ask for (default: 1)")
+    command.add_argument("--seed", help="make every byte reproducible; whoever knows the seed knows the keys")
+    command.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    own, rest = command.parse_known_args(list(arguments))
+    return VmCommand(
+        qemu=parse_qemu_options(rest),
+        profile=own.profile,
+        seed=own.seed.encode() if own.seed else None,
+        count=own.count,
+        json=own.json,
+    )

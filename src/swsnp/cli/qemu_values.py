@@ -1,0 +1,142 @@
+"""The values and comma lists of QEMU's command line.
+
+A converter takes the text of one property and raises ValueError with what was wanted.
+
+Source: the manual page qemu(1).
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from swsnp.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "Converter",
+    "base64_bytes",
+    "boolean",
+    "comma_list",
+    "number",
+    "path_value",
+    "size",
+    "text_value",
+]
+
+Converter: TypeAlias = "Callable[[str], Any]"
+_UNITS: Final = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_BOOLEANS: Final = {
+    **dict.fromkeys(("on", "yes", "true", "y"), True),
+    **dict.fromkeys(("off", "no", "false", "n"), False),
+}
+
+
+def number(low: int, high: int) -> Converter:
+    """A number, decimal or 0x, within the bounds."""
+
+    def convert(text: str) -> int:
+        wanted = f"a number {low}..{high:#x}" if high > 1 << 16 else f"a number {low}..{high}"
+        try:
+            value = int(text, 0)
+        except ValueError:
+            raise ValueError(wanted) from None
+        if not low <= value <= high:
+            raise ValueError(wanted)
+        return value
+
+    return convert
+
+
+def size(default_unit: int) -> Converter:
+    """Bytes, in whole pages; a number without a suffix counts `default_unit` bytes."""
+
+    def convert(text: str) -> int:
+        digits, unit = text, default_unit
+        if text[-1:].lower() in _UNITS and not text.lower().startswith("0x"):
+            digits, unit = text[:-1], _UNITS[text[-1:].lower()]
+        try:
+            value = int(digits, 0) * unit
+        except ValueError:
+            raise ValueError("a size such as 512M or 4G") from None
+        if value <= 0 or value % 4096:
+            raise ValueError("a size of whole 4 KiB pages, at least one")
+        return value
+
+    return convert
+
+
+def boolean(text: str) -> bool:
+    """QEMU's words for yes and no."""
+    try:
+        return _BOOLEANS[text]
+    except KeyError:
+        raise ValueError("on or off") from None
+
+
+def base64_bytes(size: int, *, exactly: bool = True) -> Converter:
+    """Base64 of `size` bytes, or of at most so many."""
+
+    def convert(text: str) -> bytes:
+        try:
+            data = base64.b64decode(text, validate=True)
+        except ValueError:
+            raise ValueError("base64") from None
+        if len(data) > size or (exactly and len(data) != size):
+            how = "exactly" if exactly else "at most"
+            raise ValueError(f"base64 of {how} {size} bytes (these are {len(data)})")
+        return data
+
+    return convert
+
+
+def text_value(text: str) -> str:
+    """Anything but nothing."""
+    if not text:
+        raise ValueError("a value")
+    return text
+
+
+def path_value(text: str) -> Path:
+    """A file's name."""
+    return Path(text_value(text))
+
+
+def comma_list(text: str, implied: str, where: str) -> dict[str, str]:
+    """Take a list `key=value,key=value` apart; `,,` in a value is one comma.
+
+    Args:
+        text: the list.
+        implied: the key of a first item without `=`.
+        where: what to call this list in an error.
+
+    Raises:
+        UsageError: an item without `=` after the first, an empty key, or a key given twice.
+    """
+    found: dict[str, str] = {}
+    for position, item in enumerate(_items(text)):
+        key, equals, value = item.partition("=")
+        if not equals and position == 0:
+            key, value = implied, item
+        elif not equals or not key:
+            raise UsageError(f"{where}: got {item!r}, wanted key=value")
+        if key in found:
+            raise UsageError(f"{where}: property {key!r} given twice")
+        found[key] = value
+    return found
+
+
+def _items(text: str) -> list[str]:
+    items, rest = [""], text
+    while rest:
+        head, comma, rest = rest.partition(",")
+        items[-1] += head
+        if comma and rest.startswith(","):
+            items[-1] += ","
+            rest = rest[1:]
+        elif comma:
+            items.append("")
+    return items
