@@ -82,7 +82,9 @@ def measure(chosen: list[Job], rounds: int) -> list[dict[str, object]]:
 
 
 def _machine() -> dict[str, object]:
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
+    model = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown"
+    )
     versions = {name: metadata.version(name) for name in ("cryptography", "awscrt")}
     return {"cpu": model, "cpus": os.cpu_count(), "python": platform.python_version(), **versions}
 
@@ -106,7 +108,12 @@ def main() -> None:
     for column in ("job", "library", "value us", "floor us", "ratio", "own us", "spread", "goal"):
         table.add_column(column, justify="left" if column in {"job", "library", "goal"} else "right")
     for row in rows:
-        table.add_row(*(str(row[name]) for name in ("job", "library", "value", "floor", "ratio", "own", "spread", "goal")))
+        table.add_row(
+            *(
+                str(row[name])
+                for name in ("job", "library", "value", "floor", "ratio", "own", "spread", "goal")
+            )
+        )
     Console(width=120).print(table)
 
 

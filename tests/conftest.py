@@ -8,6 +8,8 @@ from typing import NoReturn, Protocol
 
 import pytest
 
+from swsnp.machine import Machine
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,3 +40,9 @@ def vectors() -> Path:
     if not (folder / "index.json").is_file():
         _skip("no genuine vectors here", "set SWSNP_VECTORS to a folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def seeded_machine() -> Machine:
+    """The machine of seed "e2e"; its RSA keys are made once for all tests."""
+    return Machine(seed=b"e2e")

@@ -9,7 +9,6 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
 
 __all__ = ["BAD_VERDICT", "GOOD", "NOT_HERE", "UNREADABLE", "USAGE", "main"]
@@ -95,15 +94,3 @@ def _complain(verb: str, error: Exception, *, as_json: bool) -> None:
 
         print(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}))
     print(f"swsnp {verb}: {error}", file=sys.stderr)
-
-
-def parser(verb: str, **options: str) -> argparse.ArgumentParser:
-    """The argument parser of one verb."""
-    import argparse
-
-    return argparse.ArgumentParser(
-        prog=f"swsnp {verb}",
-        description=options.get("description", VERBS.get(verb.split()[0])),
-        epilog="exit codes: 0 good, 1 bad verdict, 2 usage, 3 unreadable input, 4 not possible on this host",
-        allow_abbrev=False,
-    )

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from swsnp._version import __version__
-from swsnp.cli import GOOD, parser
+from swsnp.cli import GOOD, common
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str]) -> int:
     """The verb."""
-    command = parser("capabilities")
+    command = common.parser("capabilities")
     command.add_argument("--json", action="store_true", help="machine-readable output")
     options = command.parse_args(arguments)
     found = capabilities()

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from swsnp.cli import BAD_VERDICT, GOOD, parser
+from swsnp.cli import BAD_VERDICT, GOOD, common
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     """The verb."""
     options = _options(arguments)
     profiles = _COMPARED if options.compare else (options.profile,)
-    shown = [attest(profile=profile, product=options.product, seed=options.seed) for profile in profiles]
+    shown = [attest(options, profile) for profile in profiles]
     if options.json:
         documents = [_as_json(each) for each in shown]
         print(json.dumps(documents if options.compare else documents[0], indent=2))
@@ -54,17 +54,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    command = parser("demo")
-    command.add_argument(
-        "--profile",
-        default="linux-7.2",
-        choices=["coco-v1", "coco-v1-revised", "linux-6.12", "linux-7.2"],
-        help="which KVM (default: linux-7.2)",
-    )
-    command.add_argument(
-        "--product", default="milan", choices=["milan", "genoa", "turin"], help="which chip (default: milan)"
-    )
-    command.add_argument("--seed", help="make every byte reproducible; whoever knows the seed knows the keys")
+    command = common.parser("demo")
+    common.add_machine(command)
     command.add_argument(
         "--compare", action="store_true", help="run coco-v1, then linux-7.2, then say what differs"
     )
@@ -72,13 +63,18 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return command.parse_args(arguments)
 
 
-def attest(*, profile: str, product: str, seed: str | None) -> Attestation:
+def attest(options: argparse.Namespace, profile: str) -> Attestation:
     """Launch a VM, let its guest ask for a report with certificates, and judge the answer."""
     from swsnp.abi.snp_report import Product
     from swsnp.machine import Machine
 
     events: list[TraceEvent] = []
-    machine = Machine(product=Product[product.upper()], profile=profile, seed=seed.encode() if seed else None)
+    machine = Machine(
+        product=Product[options.product.upper()],
+        profile=profile,
+        seed=common.seed_of(options),
+        amd_names=options.amd_names,
+    )
     with machine.create_vm("demo") as vm:
         vm.boot()
         with machine.trace.listen(events.append):
@@ -103,7 +99,7 @@ def _exit_reason(events: Sequence[TraceEvent]) -> int | None:
 def _judge(machine: Machine, report: bytes, certs: bytes, at: datetime) -> Verification:
     """Verify as a relying party would who chose to trust this machine's root.
 
-    A host without a certificate exit gives the guest an empty table; the certificates are then fetched from the
+    A host without a certificate exit gives the guest an empty table; the certificates then come from the
     machine's key service, as a relying party fetches AMD's.
     """
     from swsnp.verify import Roots, verify

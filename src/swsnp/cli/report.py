@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.snp_message import MsgReportRspHeader
 from swsnp.abi.snp_report import REPORT_SIZE, AttestationReport, Product
-from swsnp.cli import GOOD, parser
+from swsnp.cli import GOOD, common
 from swsnp.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _RESPONSE_SIZES: Final = (MsgReportRspHeader.SIZE + REPORT_SIZE, 4000)
 
 def run(arguments: Sequence[str]) -> int:
     """The verb."""
-    command = parser("report")
+    command = common.parser("report")
     verbs = command.add_subparsers(dest="what", required=True, metavar="show")
     show = verbs.add_parser("show", help="explain a report field by field", allow_abbrev=False)
     show.add_argument(

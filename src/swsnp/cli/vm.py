@@ -6,9 +6,11 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from swsnp.cli import BAD_VERDICT, GOOD
+from swsnp.cli import BAD_VERDICT, GOOD, common
+from swsnp.errors import UsageError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from swsnp.machine import ExtendedReport
@@ -16,58 +18,79 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_QEMU_HELP = """QEMU's options, as on its command line: -smp, -cpu, -machine, -object, -accel, -m, -name.
+Example:
+  swsnp vm -smp 4 -cpu EPYC-Milan-v2
+    -machine q35,confidential-guest-support=sev0,memory-backend=ram1
+    -object memory-backend-memfd,id=ram1,size=4G,share=true,reserve=false
+    -object sev-snp-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,certs-path=certs.blob"""
+
 
 def run(arguments: Sequence[str]) -> int:
     """The verb: exit code 0 when every report was answered."""
-    from swsnp.cli.qemu_options import parse
+    from swsnp.cli.qemu_options import parse_qemu_options
 
-    options = parse(arguments)
-    from swsnp.machine import Machine
-    from swsnp.trace import CertsWanted
-
-    events: list[TraceEvent] = []
-    machine = Machine(product=options.product, profile=options.profile, seed=options.seed)
-    answers: list[ExtendedReport] = []
-    with machine.create_vm(config=options.vm_config()) as vm:
-        vm.boot()
-        with machine.trace.listen(events.append):
-            for number in range(options.count):
-                nonce = hashlib.sha512(b"swsnp vm report %d" % number).digest()
-                answers.append(vm.extended_report(nonce))
-        vcpus = len(vm.vcpus)
-    exits = [event.exit_reason for event in events if isinstance(event, CertsWanted)]
-    shown: dict[str, Any] = {
-        "profile": options.profile,
-        "product": options.product.value,
-        "vcpus": vcpus,
-        "exit_reason": exits[0] if exits else None,
-        "certs_sha256": _digest(answers[-1].certs) if answers else None,
-        "reports": [_as_json(each) for each in answers],
-    }
-    if options.json:
+    ours, qemu = _options(arguments)
+    options = parse_qemu_options(qemu)
+    if options.bios is not None:
+        raise UsageError("-bios: the built-in guest needs no firmware image; leave it out")
+    shown = _attest(ours, options)
+    if ours.json:
         print(json.dumps(shown, indent=2))
     else:
         print("\n".join(_as_lines(shown)))
     return GOOD if all(each["status"] == 0 for each in shown["reports"]) else BAD_VERDICT
 
 
-def _digest(certs: bytes) -> str | None:
-    return hashlib.sha256(certs).hexdigest() if any(certs[:24]) else None
+def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    command = common.parser("vm", epilog=_QEMU_HELP)
+    common.add_profile(command)
+    common.add_seed(command)
+    command.add_argument(
+        "--count", type=common.positive, default=1, metavar="N", help="reports to ask for (default: 1)"
+    )
+    command.add_argument("--json", action="store_true", help="machine-readable output")
+    return command.parse_known_args(arguments)
 
 
-def _as_json(answer: ExtendedReport) -> dict[str, Any]:
-    return {"status": answer.status, "certs_size": len(answer.certs), "report": answer.report.hex()}
+def _attest(ours: argparse.Namespace, options: Any) -> dict[str, Any]:
+    from swsnp.machine import Machine
+    from swsnp.trace import CertsWanted
+
+    events: list[TraceEvent] = []
+    machine = Machine(product=options.product, profile=ours.profile, seed=common.seed_of(ours))
+    with machine.create_vm(config=options.vm_config()) as vm:
+        vm.boot()
+        with machine.trace.listen(events.append):
+            nonces = (hashlib.sha512(b"swsnp vm report %d" % number).digest() for number in range(ours.count))
+            answers = [vm.extended_report(nonce) for nonce in nonces]
+        vcpus = len(vm.vcpus)
+    exits = [event.exit_reason for event in events if isinstance(event, CertsWanted)]
+    return {
+        "profile": ours.profile,
+        "product": options.product.value,
+        "vcpus": vcpus,
+        "exit_reason": exits[0] if exits else None,
+        "certs_sha256": _digest(events, answers),
+        "reports": [{"status": each.status, "report": each.report.hex()} for each in answers],
+    }
+
+
+def _digest(events: Sequence[TraceEvent], answers: Sequence[ExtendedReport]) -> str | None:
+    """SHA-256 of the blob as the guest received it, without its buffer's padding; None: an empty table."""
+    from swsnp.trace import CertsRead
+
+    sizes = [event.size for event in events if isinstance(event, CertsRead)]
+    return hashlib.sha256(answers[-1].certs[: sizes[-1]]).hexdigest() if sizes else None
 
 
 def _as_lines(shown: dict[str, Any]) -> list[str]:
-    exit_reason = shown["exit_reason"]
-    asked = f"certificate exit {exit_reason}" if exit_reason else "no certificate exit"
-    lines = [f"{shown['product']} on {shown['profile']}: {shown['vcpus']} vCPU(s), {asked}"]
-    lines.append(
-        f"certificates: {'sha256 ' + shown['certs_sha256'] if shown['certs_sha256'] else 'an empty table'}"
-    )
+    asked = f"certificate exit {shown['exit_reason']}" if shown["exit_reason"] else "no certificate exit"
+    certs = f"sha256 {shown['certs_sha256']}" if shown["certs_sha256"] else "an empty table"
+    lines = [
+        f"{shown['product']} on {shown['profile']}: {shown['vcpus']} vCPU(s), {asked}",
+        f"certificates: {certs}",
+    ]
     for number, each in enumerate(shown["reports"], 1):
-        lines.append(
-            f"report {number}: status {each['status']:#x}, {len(each['report']) // 2} bytes, {each['report'][:32]}…"
-        )
+        lines.append(f"report {number}: status {each['status']:#x}, {len(each['report']) // 2} bytes")
     return lines

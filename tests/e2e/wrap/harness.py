@@ -1,0 +1,119 @@
+"""A program of its own: `harness.py [OPTIONS] -- PROGRAM ARGS` wraps a program around a made-up device.
+
+The device answers SNP_GET_REPORT from the request's bytes, records every call and keeps the driver's order of checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swsnp.abi.sev_guest import SNP_GET_REPORT
+from swsnp.errors import HostError
+from swsnp.front import wrap
+from swsnp.front.wrap.doctor import prerequisites
+from swsnp.front.wrap.supervisor import Supervisor
+from swsnp.front.wrap.tree import device_tree
+from swsnp.guest.caller import CallerFault
+
+if TYPE_CHECKING:
+    from swsnp.guest.caller import CallerMemory
+
+__all__ = ["FakeDevice", "report_for"]
+
+ARGUMENT = struct.Struct("<B7xQQQ")
+
+
+def report_for(user_data: bytes) -> bytes:
+    """The 4000 bytes that the device answers to 64 bytes of user data."""
+    return (user_data[::-1] + user_data).ljust(4000, b"\xa5")
+
+
+class FakeDevice:
+    """Answers from the request alone; records (command, msg_version, result)."""
+
+    def __init__(self, *, slow_s: float = 0.0, fail: bool = False) -> None:
+        self.slow_s = slow_s
+        self.fail = fail
+        self.calls: list[tuple[int, int, int]] = []
+        self.requests: list[str] = []
+        self._lock = threading.Lock()
+
+    def ioctl(self, command: int, argument: int, caller: CallerMemory) -> int:
+        version, result = -1, -errno.EFAULT
+        try:
+            version, request, response, _ = ARGUMENT.unpack(caller.read(argument, 32))
+            result = self._answer(command, argument, version, request, response, caller)
+        except CallerFault:
+            result = -errno.EFAULT
+        with self._lock:
+            self.calls.append((command, version, result))
+        return result
+
+    def _answer(
+        self, command: int, argument: int, version: int, request: int, response: int, caller: CallerMemory
+    ) -> int:
+        if self.fail:
+            raise RuntimeError("made to fail")
+        if version == 0:
+            return -errno.EINVAL
+        if command != SNP_GET_REPORT:
+            caller.write(argument + 24, struct.pack("<Q", 0xFF))
+            return -errno.ENOTTY
+        if not request or not response:
+            return -errno.EINVAL
+        user_data = caller.read(request, 96)[:64]
+        with self._lock:
+            self.requests.append(user_data.hex())
+        if version == 2:  # write back and fail in one call
+            caller.write(argument + 24, struct.pack("<Q", 1 << 32))
+            return -errno.EIO
+        if version == 4:
+            return 4
+        time.sleep(self.slow_s)
+        caller.write(response, report_for(user_data))
+        return 0
+
+
+def main() -> int:
+    """Returns what the program returned."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--fail", action="store_true")
+    parser.add_argument("--not-killable", action="store_true", help="as on kernels before 5.19")
+    parser.add_argument("--no-process-vm", action="store_true", help="as under profiles that refuse it")
+    parser.add_argument("program", nargs="+")
+    options = parser.parse_args()
+    logging.basicConfig(format="LOG %(levelname)s %(message)s")
+    device = FakeDevice(slow_s=options.slow, fail=options.fail)
+    try:
+        if options.not_killable or options.no_process_vm:
+            arch, features = prerequisites()
+            features = features._replace(killable=features.killable and not options.not_killable)
+            supervisor = Supervisor(
+                device_tree(device), arch=arch, features=features, process_vm=not options.no_process_vm
+            )
+            import os
+
+            status = supervisor.run(options.program, os.environ)
+        else:
+            status = wrap.run(options.program, device)
+    except HostError as error:
+        print(f"HostError: {error}", file=sys.stderr)
+        return 4
+    if options.log:
+        options.log.write_text(json.dumps({"calls": device.calls, "requests": device.requests}))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
