@@ -22,16 +22,15 @@ from swsnp.cli.qemu_values import base64_bytes, boolean, comma_list, number, pat
 from swsnp.errors import UsageError
 from swsnp.vmm.certs import BlobFile
 from swsnp.vmm.config import DEFAULT_POLICY, MODEL_CBITPOS, VmConfig
-from swsnp.vmm.dialect import DIALECTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from swsnp.cli.qemu_values import Converter
 
-__all__ = ["ACCELERATORS", "QemuOptions", "SnpGuest", "VmCommand", "parse", "parse_qemu_options"]
+__all__ = ["ACCELERATORS", "QemuOptions", "SnpGuest", "parse_qemu_options"]
 
-ACCELERATORS: Final = ("builtin", "plain-kvm")
+ACCELERATORS: Final = ("builtin",)
 _DEFAULT_MEMORY: Final = 128 << 20
 _MIB: Final = 1 << 20
 _CPU_MODELS: Final = {
@@ -319,50 +318,3 @@ def _snp_guest(
     if "certs-timeout" in values:
         values["certs-timeout-s"] = values.pop("certs-timeout") / 1000
     return SnpGuest(**{key.replace("-", "_"): value for key, value in values.items()})
-
-
-# --- the verb `swsnp vm` ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmCommand:
-    """What `swsnp vm` was asked to do: QEMU's options, and the verb's own with two dashes."""
-
-    qemu: QemuOptions
-    profile: str
-    seed: bytes | None
-    count: int
-    json: bool
-
-    @property
-    def product(self) -> Product:
-        """The chip, from the CPU model."""
-        return self.qemu.product
-
-    def vm_config(self) -> VmConfig:
-        """See `QemuOptions.vm_config`."""
-        return self.qemu.vm_config()
-
-
-def parse(arguments: Sequence[str]) -> VmCommand:
-    """Parse what follows `swsnp vm`; UsageError as `parse_qemu_options`, SystemExit for the verb's own."""
-    from swsnp.cli import parser
-
-    command = parser("vm")
-    command.usage = "swsnp vm [--profile P] [--count N] [--seed S] [--json] QEMU-OPTIONS"
-    known = ", ".join(f"-{each}" for each in (*_OPTIONS, "object", "bios"))
-    command.description = f"{command.description}. QEMU's options: {known}."
-    command.add_argument(
-        "--profile", default="linux-7.2", choices=list(DIALECTS), help="which KVM (default: %(default)s)"
-    )
-    command.add_argument("--count", type=int, default=1, metavar="N", help="reports to ask for (default: 1)")
-    command.add_argument("--seed", help="make every byte reproducible; whoever knows the seed knows the keys")
-    command.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    own, rest = command.parse_known_args(list(arguments))
-    return VmCommand(
-        qemu=parse_qemu_options(rest),
-        profile=own.profile,
-        seed=own.seed.encode() if own.seed else None,
-        count=own.count,
-        json=own.json,
-    )

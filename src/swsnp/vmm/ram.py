@@ -1,0 +1,163 @@
+"""Guest memory as the VMM holds it: a shared mapping and a guest_memfd behind every slot."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from swsnp.abi.kvm import (
+    GUEST_MEMFD_SLOT,
+    Ioctl,
+    KvmMemoryAttributes,
+    KvmUserspaceMemoryRegion2,
+    MemoryAttribute,
+)
+from swsnp.hardware.memory import BusError
+from swsnp.trace import PageStateChange
+from swsnp.vmm.host import PAGE
+
+if TYPE_CHECKING:
+    from swsnp.trace import Trace
+    from swsnp.vmm.host import HostKernel
+
+__all__ = ["Broken", "Conversion", "Converted", "GuestRam", "RamSlot", "Refused"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RamSlot:
+    """One slot: `size` bytes at `gpa`; shared at user address `address`, private in `memfd` from offset 0."""
+
+    gpa: int
+    size: int
+    address: int
+    memfd: int
+
+    @property
+    def end(self) -> int:
+        """First GPA after the slot."""
+        return self.gpa + self.size
+
+    def region(self, number: int) -> KvmUserspaceMemoryRegion2:
+        """The slot as KVM_SET_USER_MEMORY_REGION2 wants it."""
+        return KvmUserspaceMemoryRegion2(
+            slot=number,
+            flags=GUEST_MEMFD_SLOT,
+            guest_phys_addr=self.gpa,
+            memory_size=self.size,
+            userspace_addr=self.address,
+            guest_memfd=self.memfd,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """The range now has the wanted state; `in_memory` is False when there was nothing to convert."""
+
+    in_memory: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A range that a guest must not ask for, or may ask for again: `errno` is EINVAL or EAGAIN, positive."""
+
+    errno: int
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The host could not do it; the VM cannot go on. `errno` is positive."""
+
+    errno: int
+    step: str
+
+
+Conversion: TypeAlias = Converted | Refused | Broken
+
+_LIMIT: Final = 1 << 64
+
+
+class GuestRam:
+    """The slots of one VM. Reads and writes go to the shared side: private bytes are not the VMM's to see."""
+
+    def __init__(
+        self, host: HostKernel, vm_fd: int, slots: tuple[RamSlot, ...], vm: str, trace: Trace
+    ) -> None:
+        self.slots = slots
+        self._host, self._vm_fd, self._vm, self._trace = host, vm_fd, vm, trace
+
+    def slot_of(self, gpa: int, size: int) -> RamSlot | None:
+        """The slot that holds the whole range; None when no single one does."""
+        for slot in self.slots:
+            if slot.gpa <= gpa and gpa + size <= slot.end:
+                return slot
+        return None
+
+    def user_address(self, gpa: int, size: int) -> int:
+        """Where the shared side of the range is mapped.
+
+        Raises:
+            BusError: the range is not wholly inside one slot.
+        """
+        if (slot := self.slot_of(gpa, size)) is None:
+            raise BusError(f"gpa {gpa:#x}: no slot holds {size} bytes from there")
+        return slot.address + gpa - slot.gpa
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Copy from the shared side; BusError as `user_address`."""
+        return self._host.read(self.user_address(gpa, size), size)
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy to the shared side, across adjacent slots if need be.
+
+        Raises:
+            BusError: memory ends before the data; nothing is written then.
+        """
+        targets: list[tuple[int, int, int]] = []
+        done = 0
+        while done < len(data):
+            slot = self.slot_of(gpa + done, 1)
+            if slot is None:
+                raise BusError(f"gpa {gpa + done:#x}: no memory for {len(data) - done} of {len(data)} bytes")
+            size = min(len(data) - done, slot.end - gpa - done)
+            targets.append((slot.address + gpa + done - slot.gpa, done, size))
+            done += size
+        view = memoryview(data)
+        for address, start, size in targets:
+            self._host.write(address, view[start : start + size])
+
+    def set_private(self, gpa: int, size: int, *, private: bool) -> int:
+        """KVM_SET_MEMORY_ATTRIBUTES; 0 or -errno."""
+        wanted = KvmMemoryAttributes(
+            address=gpa, size=size, attributes=MemoryAttribute.PRIVATE if private else 0
+        )
+        return self._host.ioctl(self._vm_fd, Ioctl.KVM_SET_MEMORY_ATTRIBUTES, bytearray(bytes(wanted)))
+
+    def convert(self, gpa: int, npages: int, *, private: bool) -> Conversion:
+        """Make `npages` pages from `gpa` private or shared, and throw away the side that is no longer used.
+
+        A range without memory may be made shared (it already is), not private. A range that lies only partly
+        in a slot is refused, as QEMU does.
+        """
+        size = npages * PAGE
+        if npages <= 0 or gpa % PAGE or gpa + size > _LIMIT:
+            return Refused(errno.EINVAL)
+        slot = self.slot_of(gpa, size)
+        if slot is None:
+            touched = any(gpa < each.end and each.gpa < gpa + size for each in self.slots)
+            return Refused(errno.EINVAL) if private or touched else Converted(in_memory=False)
+        result = self.set_private(gpa, size, private=private)
+        if result in (-errno.EINVAL, -errno.EAGAIN):
+            return Refused(-result)
+        if result < 0:
+            return Broken(-result, "KVM_SET_MEMORY_ATTRIBUTES")
+        if (result := self._discard_other_side(slot, gpa - slot.gpa, size, private=private)) < 0:
+            return Broken(-result, "discarding the side that the range no longer uses")
+        if (emit := self._trace.emit) is not None:
+            emit(PageStateChange(vm=self._vm, gpa=gpa, npages=npages, private=private))
+        return Converted()
+
+    def _discard_other_side(self, slot: RamSlot, offset: int, size: int, *, private: bool) -> int:
+        if private:
+            return self._host.discard(slot.address + offset, size)
+        return self._host.discard_memfd(slot.memfd, offset, size)
