@@ -1,1 +1,1 @@
-"""cpu."""
+"""What runs guest code: `builtin` runs Python that yields at VMGEXIT, `plain_kvm` a real vCPU."""

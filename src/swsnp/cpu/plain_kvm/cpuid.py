@@ -1,0 +1,94 @@
+"""What CPUID tells the guest: the host's KVM, with SEV-SNP added.
+
+Source: AMD 24594 (APM volume 3), Fn8000_0008 and Fn8000_001F.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from swsnp.abi.record import Word, bits
+from swsnp.cpu.plain_kvm.host import checked_ioctl
+from swsnp.cpu.plain_kvm.ioctls import CPUID_ENTRIES, HostIoctl, KvmCpuidEntry
+from swsnp.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from swsnp.cpu.plain_kvm.host import HostKvm
+
+__all__ = ["c_bit_of", "pack_leaves", "snp_leaves", "supported_leaves"]
+
+_HEADER: Final = 8
+_MAX_EXTENDED: Final = 0x80000000
+_ADDRESS_SIZES: Final = 0x80000008
+_ENCRYPTION: Final = 0x8000001F
+_PARAVIRTUAL: Final = range(0x40000000, 0x50000000)
+_VENDOR: Final = {"ebx": 0x68747541, "edx": 0x69746E65, "ecx": 0x444D4163}
+"""AuthenticAMD; only AMD processors have SEV."""
+
+
+class EncryptionEax(Word):
+    """Fn8000_001F EAX."""
+
+    sev = bits(1, 1)
+    sev_es = bits(3, 3)
+    sev_snp = bits(4, 4)
+
+
+class EncryptionEbx(Word):
+    """Fn8000_001F EBX."""
+
+    c_bit_position = bits(5, 0)
+    phys_addr_reduction = bits(11, 6)
+
+
+def supported_leaves(host: HostKvm, kvm: int) -> tuple[KvmCpuidEntry, ...]:
+    """What the host's KVM can offer (KVM_GET_SUPPORTED_CPUID)."""
+    argument = bytearray(_HEADER + CPUID_ENTRIES * KvmCpuidEntry.SIZE)
+    argument[:4] = CPUID_ENTRIES.to_bytes(4, "little")
+    checked_ioctl(host, kvm, HostIoctl.KVM_GET_SUPPORTED_CPUID, argument)
+    count = int.from_bytes(argument[:4], "little")
+    return tuple(KvmCpuidEntry.parse_at(argument, _HEADER + i * KvmCpuidEntry.SIZE) for i in range(count))
+
+
+def c_bit_of(leaves: Iterable[KvmCpuidEntry]) -> int:
+    """The C-bit's position: the highest physical address bit that the host's KVM gives a guest.
+
+    Raises:
+        HostError: the host does not say how wide guest addresses are.
+    """
+    for leaf in leaves:
+        if leaf.function == _ADDRESS_SIZES and leaf.eax & 0xFF:
+            return (leaf.eax & 0xFF) - 1
+    raise HostError("/dev/kvm: CPUID Fn8000_0008 names no address width; remedy: a KVM for x86-64 guests")
+
+
+def snp_leaves(leaves: Iterable[KvmCpuidEntry]) -> tuple[KvmCpuidEntry, ...]:
+    """The host's leaves made those of an SNP guest: SEV, SEV-ES and SNP, the C-bit, one address bit less."""
+    host_leaves = tuple(leaves)
+    encryption = KvmCpuidEntry(
+        function=_ENCRYPTION,
+        eax=EncryptionEax.of(sev=1, sev_es=1, sev_snp=1),
+        ebx=EncryptionEbx.of(c_bit_position=c_bit_of(host_leaves), phys_addr_reduction=1),
+        edx=1,
+    )
+    kept = (_amd(leaf) for leaf in host_leaves if not _left_out(leaf.function))
+    return (*kept, encryption)
+
+
+def _left_out(function: int) -> bool:
+    return function == _ENCRYPTION or function in _PARAVIRTUAL
+
+
+def _amd(leaf: KvmCpuidEntry) -> KvmCpuidEntry:
+    if leaf.function == 0:
+        return leaf.but(**_VENDOR)
+    if leaf.function == _MAX_EXTENDED:
+        return leaf.but(eax=max(leaf.eax, _ENCRYPTION), **_VENDOR)
+    return leaf
+
+
+def pack_leaves(leaves: tuple[KvmCpuidEntry, ...]) -> bytearray:
+    """The argument of KVM_SET_CPUID2."""
+    return bytearray(len(leaves).to_bytes(_HEADER, "little") + b"".join(map(bytes, leaves)))

@@ -1,0 +1,152 @@
+"""Guest memory as a real processor needs it: where its bytes lie in this process, and the checked way in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from swsnp.abi.kvm import MemoryAttribute
+from swsnp.cpu.plain_kvm.host import address_of, checked_ioctl
+from swsnp.cpu.plain_kvm.ioctls import HostIoctl, KvmUserspaceMemoryRegion
+from swsnp.hardware.memory import PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from swsnp.cpu.plain_kvm.host import HostKvm
+
+__all__ = ["AttributeRuns", "GuestPhysicalMemory", "MemorySlot", "Planes", "Window"]
+
+
+class MemorySlot(Protocol):
+    """A range of guest memory: `size` bytes from `gpa`, page aligned both."""
+
+    @property
+    def gpa(self) -> int:
+        """First guest physical address."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    @property
+    def shared_view(self) -> memoryview | None:
+        """The shared plane's bytes, over anonymous host memory; may end early, None: not there at all."""
+        ...
+
+    @property
+    def private_view(self) -> memoryview | None:
+        """The private plane's."""
+        ...
+
+
+class AttributeRuns(Protocol):
+    """The memory attributes of guest frames."""
+
+    def run(self, gfn: int) -> tuple[int, int, int]:
+        """The run of equal values around a frame: first frame, frame behind the last, value."""
+        ...
+
+
+class GuestPhysicalMemory(Protocol):
+    """The hypervisor's memory of one guest; refusals are `GuestAccessFault`."""
+
+    @property
+    def attributes(self) -> AttributeRuns:
+        """Which plane each frame is in: `MemoryAttribute.PRIVATE` or not."""
+        ...
+
+    def read(self, gpa: int, size: int, *, private: bool) -> bytes:
+        """Bytes of one plane."""
+        ...
+
+    def write(self, gpa: int, data: bytes, *, private: bool) -> None:
+        """Put bytes into one plane."""
+        ...
+
+    def pvalidate(self, gpa: int, *, validate: bool) -> tuple[int, bool]:
+        """PVALIDATE of a 4 KiB page: EAX and the carry flag."""
+        ...
+
+    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool) -> int:
+        """RMPADJUST of a 4 KiB page: EAX."""
+        ...
+
+    def slots(self) -> tuple[MemorySlot, ...]:
+        """All memory as it is mapped now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One memory slot of the host's KVM: `address` includes the C-bit for private memory."""
+
+    address: int
+    view: memoryview
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What KVM is told; two windows with one key are the same to it."""
+        return self.address, len(self.view), address_of(self.view)
+
+
+class Planes:
+    """Private and shared memory as two planes of guest physical addresses.
+
+    The C-bit is an address bit to the host's KVM: private memory lies at `gpa | 1 << c_bit`, shared memory
+    at `gpa`. A page table entry with the C-bit thus reaches the private bytes without any change to the
+    guest's page tables. Each page is there in the plane of its attribute only, and not at all if read-only:
+    any other access leaves KVM and is decided by `GuestPhysicalMemory.read` and `write`.
+    """
+
+    def __init__(self, host: HostKvm, vm: int, memory: GuestPhysicalMemory, c_bit: int) -> None:
+        self._host, self._vm, self._memory = host, vm, memory
+        self.private_bit: Final = 1 << c_bit
+        self._windows: dict[tuple[int, int, int], tuple[int, Window]] = {}
+        self._free: list[int] = []
+
+    def refresh(self) -> None:
+        """Tell KVM what has changed since the last time: slots that are gone, then new ones."""
+        wanted = {window.key: window for slot in self._memory.slots() for window in self._of(slot)}
+        for key in self._windows.keys() - wanted.keys():
+            number, window = self._windows.pop(key)
+            self._set(number, window.address, 0, 0)
+            self._free.append(number)
+        for key in wanted.keys() - self._windows.keys():
+            number = self._free.pop() if self._free else len(self._windows)
+            self._set(number, *key)
+            self._windows[key] = number, wanted[key]
+
+    def _of(self, slot: MemorySlot) -> Iterator[Window]:
+        """One window for each run of pages with the same attribute."""
+        at, end = slot.gpa, slot.gpa + slot.size
+        while at < end:
+            _, gfn, attributes = self._memory.attributes.run(at // PAGE)
+            private = bool(attributes & MemoryAttribute.PRIVATE)
+            upto = min(end, gfn * PAGE)
+            view = slot.private_view if private else slot.shared_view
+            if view is not None and not view.readonly:
+                part = view[at - slot.gpa : upto - slot.gpa]
+                if part:
+                    yield Window(at | (self.private_bit if private else 0), part)
+            at = upto
+
+    def _set(self, number: int, address: int, size: int, user_address: int) -> None:
+        region = KvmUserspaceMemoryRegion(
+            slot=number, guest_phys_addr=address, memory_size=size, userspace_addr=user_address
+        )
+        checked_ioctl(self._host, self._vm, HostIoctl.KVM_SET_USER_MEMORY_REGION, bytearray(bytes(region)))
+
+    def windows(self, address: int, size: int) -> Iterator[tuple[int, memoryview]]:
+        """The mapped parts of a range of addresses (C-bit included): each part's address and bytes."""
+        for _, window in sorted(self._windows.values(), key=lambda each: each[1].address):
+            start = max(address, window.address)
+            end = min(address + size, window.address + len(window.view))
+            if start < end:
+                yield start, window.view[start - window.address : end - window.address]
+
+    def split(self, address: int) -> tuple[int, bool]:
+        """An address as KVM reports it: GPA, and whether the access was private."""
+        return address & ~self.private_bit, bool(address & self.private_bit)

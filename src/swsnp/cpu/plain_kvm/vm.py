@@ -1,0 +1,168 @@
+"""One guest on the host's KVM: the descriptors, the MSRs that leave to us, memory and rewritten code."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from swsnp.abi.ghcb import GHCB_MSR
+from swsnp.abi.kvm import Ioctl, KvmEnableCap
+from swsnp.cpu.plain_kvm.cpuid import c_bit_of, pack_leaves, snp_leaves, supported_leaves
+from swsnp.cpu.plain_kvm.host import DEVICE, address_of, checked_ioctl
+from swsnp.cpu.plain_kvm.ioctls import (
+    API_VERSION,
+    MSR_EXIT_REASON_FILTER,
+    MSR_FILTER_RANGES,
+    HostCapability,
+    HostIoctl,
+    KvmMsrFilterRange,
+    MsrFilterFlag,
+)
+from swsnp.cpu.plain_kvm.memory import Planes
+from swsnp.cpu.plain_kvm.rewrite import Rewrites
+from swsnp.errors import HostError, UsageError
+
+if TYPE_CHECKING:
+    from swsnp.cpu.plain_kvm.host import HostKvm
+    from swsnp.cpu.plain_kvm.memory import GuestPhysicalMemory
+
+__all__ = ["SYSCFG_MSR", "HostVm", "c_bit_position", "check_host"]
+
+SYSCFG_MSR: Final = 0xC0010010
+
+
+def check_host(host: HostKvm, kvm: int) -> None:
+    """See that the host's KVM has what this processor stands on.
+
+    Raises:
+        HostError: another API version, or a capability is missing.
+    """
+    version = checked_ioctl(host, kvm, Ioctl.KVM_GET_API_VERSION)
+    if version != API_VERSION:
+        raise HostError(f"{DEVICE}: API version {version}, wanted {API_VERSION}; remedy: a current Linux")
+    for wanted in HostCapability:
+        if checked_ioctl(host, kvm, Ioctl.KVM_CHECK_EXTENSION, wanted) <= 0:
+            remedy = "Linux 5.10 or later on x86-64"
+            raise HostError(f"{DEVICE}: no KVM_CAP_{wanted.name} ({wanted.value}); remedy: {remedy}")
+
+
+def c_bit_position(host: HostKvm) -> int:
+    """The C-bit's position on this host, which page tables of a guest image need beforehand.
+
+    Raises:
+        HostError: /dev/kvm cannot be opened, or does not say how wide guest addresses are.
+    """
+    kvm = open_device(host)
+    try:
+        return c_bit_of(supported_leaves(host, kvm))
+    finally:
+        host.close(kvm)
+
+
+def open_device(host: HostKvm) -> int:
+    """A descriptor of /dev/kvm; HostError with the remedy when there is none."""
+    try:
+        return host.open()
+    except FileNotFoundError as error:
+        remedy = "load kvm_amd or kvm_intel, or give the container the device"
+        raise HostError(f"{DEVICE}: no such device; remedy: {remedy}") from error
+    except PermissionError as error:
+        raise HostError(f"{DEVICE}: permission denied; remedy: join the group kvm") from error
+    except OSError as error:
+        remedy = "enable virtualization in the firmware or the outer hypervisor"
+        raise HostError(f"{DEVICE}: {error.strerror or error}; remedy: {remedy}") from error
+
+
+class HostVm:
+    """A guest of the host's KVM over one guest's memory.
+
+    Args:
+        host: the host's KVM.
+        memory: what the hypervisor hands its processors.
+        executable: ranges of GPAs in private memory that hold code; they are rewritten before the first run.
+    """
+
+    def __init__(self, host: HostKvm, memory: GuestPhysicalMemory, executable: tuple[range, ...]) -> None:
+        self._host = host
+        self._fds: list[int] = []
+        # nobody closes a vCPU of a VM that was simply dropped
+        self._end: Final = weakref.finalize(self, _close_all, host, self._fds)
+        self._executable = executable
+        self._rewritten = False
+        self.rewrites: Final = Rewrites()
+        try:
+            self._kvm = self._keep(open_device(host))
+            check_host(host, self._kvm)
+            self._leaves = snp_leaves(supported_leaves(host, self._kvm))
+            self.c_bit: Final = c_bit_of(self._leaves)
+            self._vm = self._keep(checked_ioctl(host, self._kvm, Ioctl.KVM_CREATE_VM))
+            self._leave_for_msrs()
+            self.planes: Final = Planes(host, self._vm, memory, self.c_bit)
+        except BaseException:
+            self.close()
+            raise
+
+    def _keep(self, fd: int) -> int:
+        self._fds.append(fd)
+        return fd
+
+    def _leave_for_msrs(self) -> None:
+        """Make the MSRs of SEV exits; every other MSR is KVM's own affair."""
+        capability = KvmEnableCap(
+            cap=HostCapability.X86_USER_SPACE_MSR, args=(MSR_EXIT_REASON_FILTER, 0, 0, 0)
+        )
+        checked_ioctl(self._host, self._vm, Ioctl.KVM_ENABLE_CAP, bytearray(bytes(capability)))
+        deny = bytearray(8)
+        # the GHCB MSR and SEV_STATUS are neighbours
+        both = MsrFilterFlag.READ | MsrFilterFlag.WRITE
+        ranges = [
+            KvmMsrFilterRange(flags=both, nmsrs=2, base=GHCB_MSR, bitmap=address_of(deny)),
+            KvmMsrFilterRange(flags=MsrFilterFlag.READ, nmsrs=1, base=SYSCFG_MSR, bitmap=address_of(deny)),
+        ]
+        ranges += [KvmMsrFilterRange()] * (MSR_FILTER_RANGES - len(ranges))
+        argument = bytearray(8) + b"".join(map(bytes, ranges))  # default: allow what no range denies
+        checked_ioctl(self._host, self._vm, HostIoctl.KVM_X86_SET_MSR_FILTER, argument)
+
+    def create_vcpu(self, vcpu: int) -> tuple[int, memoryview]:
+        """A vCPU with an SNP guest's CPUID: its descriptor, and the memory that kvm_run starts."""
+        fd = self._keep(checked_ioctl(self._host, self._vm, Ioctl.KVM_CREATE_VCPU, vcpu))
+        checked_ioctl(self._host, fd, HostIoctl.KVM_SET_CPUID2, pack_leaves(self._leaves))
+        size = checked_ioctl(self._host, self._kvm, Ioctl.KVM_GET_VCPU_MMAP_SIZE)
+        return fd, self._host.map(fd, size)
+
+    def prepare(self) -> None:
+        """Before the guest is entered: memory as it is now, and at the first time the code rewritten.
+
+        The launch is over only then, so that what was measured is the code as it was given.
+        """
+        self.planes.refresh()
+        if not self._rewritten:
+            self._rewritten = True
+            for code in self._executable:
+                self.rewrite(code)
+
+    def rewrite(self, code: range) -> int:
+        """Rewrite code that lies in private memory: for code that appears after the first run, call it again.
+
+        Returns:
+            How many instructions were replaced.
+
+        Raises:
+            UsageError: part of the range is not private memory.
+        """
+        private = self.planes.private_bit
+        parts = list(self.planes.windows(code.start | private, len(code)))
+        if sum(len(part) for _, part in parts) != len(code):
+            raise UsageError(
+                f"executable range {code.start:#x}..{code.stop:#x}: not all of it is private memory"
+            )
+        return sum(self.rewrites.rewrite(part, address & ~private) for address, part in parts)
+
+    def close(self) -> None:
+        """Give the descriptors back; the guest is gone."""
+        self._end()
+
+
+def _close_all(host: HostKvm, fds: list[int]) -> None:
+    while fds:
+        host.close(fds.pop())

@@ -1,0 +1,54 @@
+"""The numbers agree with the sizes of the structures that they carry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from swsnp.cpu.plain_kvm import ioctls
+from swsnp.cpu.plain_kvm.ioctls import HostIoctl
+
+if TYPE_CHECKING:
+    from swsnp.abi.record import Record
+
+
+@pytest.mark.parametrize(
+    ("request_number", "nr", "kind"),
+    [
+        (HostIoctl.KVM_SET_USER_MEMORY_REGION, 0x46, ioctls.KvmUserspaceMemoryRegion),
+        (HostIoctl.KVM_GET_REGS, 0x81, ioctls.KvmRegs),
+        (HostIoctl.KVM_SET_REGS, 0x82, ioctls.KvmRegs),
+        (HostIoctl.KVM_GET_SREGS, 0x83, ioctls.KvmSregs),
+        (HostIoctl.KVM_SET_SREGS, 0x84, ioctls.KvmSregs),
+        (HostIoctl.KVM_TRANSLATE, 0x85, ioctls.KvmTranslation),
+    ],
+)
+def test_request_carries_size(request_number: int, nr: int, kind: type[Record]) -> None:
+    """Linux, _IOC: bits 29:16 are the structure's size, 15:8 the type (0xAE), 7:0 the number."""
+    assert (request_number >> 16 & 0x3FFF, request_number >> 8 & 0xFF) == (kind.SIZE, 0xAE)
+    assert request_number & 0xFF == nr
+
+
+def test_msr_filter_size() -> None:
+    """Linux, struct kvm_msr_filter: 8 bytes and 16 ranges; the request carries that size."""
+    size = HostIoctl.KVM_X86_SET_MSR_FILTER >> 16 & 0x3FFF
+    assert size == 8 + ioctls.MSR_FILTER_RANGES * ioctls.KvmMsrFilterRange.SIZE
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "offset"),
+    [
+        (ioctls.KvmRegs, "rip", 128),
+        (ioctls.KvmSegment, "unusable", 22),
+        (ioctls.KvmSregs, "gdt", 0xC0),
+        (ioctls.KvmSregs, "efer", 0x108),
+        (ioctls.KvmExitIo, "data_offset", 8),
+        (ioctls.KvmExitMmio, "is_write", 20),
+        (ioctls.KvmExitMsr, "data", 16),
+        (ioctls.KvmExitInternalError, "data", 8),
+    ],
+)
+def test_offsets(kind: type[Record], field: str, offset: int) -> None:
+    """Linux, arch/x86/include/uapi/asm/kvm.h and struct kvm_run: offsets as a C compiler gives them."""
+    assert kind.offset_of(field) == offset

@@ -1,0 +1,67 @@
+"""What the probe says of a host, by what its KVM does with the five instructions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from swsnp.cpu.plain_kvm import probe
+from swsnp.cpu.plain_kvm.ioctls import KvmExitInternalError, KvmExitIo, KvmExitMmio, KvmExitMsr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.unit.plain_kvm.conftest import ScriptedKvm
+
+    from swsnp.abi.record import Record
+
+    Exit = Callable[[memoryview], None]
+
+
+def leave(reason: int, payload: Record | None = None) -> Exit:
+    def write(run: memoryview) -> None:
+        run[8:12] = reason.to_bytes(4, "little")
+        if payload is not None:
+            run[32 : 32 + payload.SIZE] = bytes(payload)
+
+    return write
+
+
+WRMSR = leave(30, KvmExitMsr(index=0xC0010130, reason=4, data=2))
+VMGEXIT = leave(2, KvmExitIo(direction=1, size=1, port=0xE8, count=1, data_offset=4096))
+HLT = leave(5)
+
+
+def test_usable(kvm: ScriptedKvm) -> None:
+    """The MSR write reaches us, VMGEXIT and HLT leave: usable, and nothing stays open."""
+    kvm.exits.extend([WRMSR, VMGEXIT, HLT])
+    verdict = probe(kvm)
+    assert (verdict.usable, verdict.reason, verdict.remedy) == (True, "", "")
+    assert not kvm.exits
+    assert not kvm.open_fds
+
+
+@pytest.mark.parametrize(
+    ("exits", "text"),
+    [
+        ([VMGEXIT, HLT], "GHCB MSR 0x0; wanted"),
+        ([WRMSR, HLT, HLT], "Halt(), Halt(), GHCB MSR 0x2"),
+        ([leave(17, KvmExitInternalError(suberror=1))] * 2, "KVM_EXIT_INTERNAL_ERROR"),
+        ([leave(8)] * 2, "triple fault"),
+        (
+            [leave(6, KvmExitMmio(phys_addr=0xFEE00020, len=4))],
+            "NestedPageFault(gpa=4276092960, private=False",
+        ),
+        ([leave(6, KvmExitMmio(phys_addr=0x20000, len=4, is_write=1))], "write=True"),
+    ],
+)
+def test_not_usable(kvm: ScriptedKvm, exits: list[Exit], text: str) -> None:
+    """Anything else is told, with what the guest did instead."""
+    kvm.exits.extend(exits)
+    verdict = probe(kvm)
+    assert not verdict.usable
+    assert text in verdict.reason
+    assert verdict.remedy == "another host kernel, or hardware virtualization"
+    assert not kvm.exits
+    assert not kvm.open_fds
