@@ -1,8 +1,8 @@
 """Ratios of our own jobs against their cryptographic floor, measured in one run.
 
 The floor of a job is what its cryptographic calls cost alone, with the same library, in the same rounds.
-Rounds are interleaved, so that a change of the machine's speed meets both sides; the figure is the minimum over rounds, the
-spread is median over minimum.
+Rounds are interleaved, so that a change of the machine's speed meets both sides;
+the figure is the minimum over rounds, the spread is median over minimum.
 """
 
 from __future__ import annotations

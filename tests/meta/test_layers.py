@@ -29,6 +29,7 @@ BELOW["state"] = BELOW["machine"] | {"machine"}
 BELOW["testing"] = BELOW["state"] | {"state", "verify"}
 BELOW["front"] = BELOW["testing"] - {"testing"}
 BELOW["cli"] = BELOW["front"] | {"front", "testing"}
+BELOW["__main__"] = {"cli"}
 
 
 def _package(path: Path) -> str:
