@@ -1,0 +1,117 @@
+"""The launch digest: a chain of SHA-384 over PAGE_INFO, one step per 4 KiB.
+
+Source: AMD 56860, SNP_LAUNCH_UPDATE and PAGE_INFO.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import sha384
+from typing import Final, TypeAlias
+
+from swsnp.abi.snp_command import PageType
+from swsnp.abi.snp_launch import PageInfo
+from swsnp.abi.vmsa import GUEST_TSC_FIELDS
+from swsnp.errors import LayoutError
+
+__all__ = ["PAGE", "Permissions", "extend", "extend_range", "page_contents"]
+
+PAGE: Final = 4096
+Permissions: TypeAlias = tuple[int, int, int]
+"""Permission bytes of VMPL1, VMPL2 and VMPL3."""
+_NO_CONTENTS: Final = bytes(48)
+_NO_TSC: Final = bytes(GUEST_TSC_FIELDS.stop - GUEST_TSC_FIELDS.start)
+_TAIL: Final = slice(PageInfo.offset_of("length"), PageInfo.offset_of("gpa"))
+
+
+def page_contents(page_type: PageType, page: bytes) -> bytes:
+    """CONTENTS of one 4 KiB page: 48 bytes.
+
+    A normal page counts with its SHA-384, a VMSA page with that of the page without its two TSC fields (the
+    firmware fills them in), every other type with zeros.
+
+    Raises:
+        LayoutError: not 4096 bytes.
+    """
+    if len(page) != PAGE:
+        raise LayoutError(
+            f"measured page: got {len(page)} bytes, wanted {PAGE} (AMD 56860, SNP_LAUNCH_UPDATE)"
+        )
+    if page_type is PageType.NORMAL:
+        return sha384(page).digest()
+    if page_type is PageType.VMSA:
+        return sha384(page[: GUEST_TSC_FIELDS.start] + _NO_TSC + page[GUEST_TSC_FIELDS.stop :]).digest()
+    return _NO_CONTENTS
+
+
+@lru_cache(maxsize=64)
+def _between_contents_and_gpa(page_type: PageType, imi_page: bool, permissions: Permissions) -> bytes:
+    vmpl1, vmpl2, vmpl3 = permissions
+    info = PageInfo(
+        length=PageInfo.SIZE,
+        page_type=page_type,
+        imi_page=imi_page,
+        vmpl1_perms=vmpl1,
+        vmpl2_perms=vmpl2,
+        vmpl3_perms=vmpl3,
+    )
+    return bytes(info)[_TAIL]
+
+
+def extend(
+    digest: bytes,
+    contents: bytes,
+    *,
+    page_type: PageType,
+    gpa: int,
+    imi_page: bool = False,
+    permissions: Permissions = (0, 0, 0),
+) -> bytes:
+    """One step of the chain: LD := SHA-384(PAGE_INFO).
+
+    Args:
+        digest: LD (or IMD) so far, 48 bytes.
+        contents: as `page_contents`, 48 bytes.
+        page_type: PAGE_TYPE.
+        gpa: guest physical address of the page.
+        imi_page: whether the page belongs to an initial migration image.
+        permissions: of VMPL1..3.
+
+    Raises:
+        LayoutError: digest or contents not 48 bytes, or a number that does not fit its field.
+    """
+    if len(digest) != 48 or len(contents) != 48:
+        raise LayoutError(
+            f"PAGE_INFO: got a digest of {len(digest)} and contents of {len(contents)} bytes, wanted 48 each "
+            "(AMD 56860)"
+        )
+    if gpa >> 64:
+        raise LayoutError(f"PAGE_INFO.gpa: got {gpa:#x}, wanted 8 bytes unsigned (AMD 56860)")
+    middle = _between_contents_and_gpa(page_type, imi_page, permissions)
+    return sha384(digest + contents + middle + gpa.to_bytes(8, "little")).digest()
+
+
+def extend_range(
+    digest: bytes,
+    data: bytes,
+    *,
+    page_type: PageType,
+    gpa: int,
+    imi_page: bool = False,
+    permissions: Permissions = (0, 0, 0),
+) -> bytes:
+    """One step per 4 KiB of `data`, with rising addresses; arguments as `extend`.
+
+    Raises:
+        LayoutError: `data` is not whole pages.
+    """
+    for at in range(0, len(data), PAGE):
+        digest = extend(
+            digest,
+            page_contents(page_type, data[at : at + PAGE]),
+            page_type=page_type,
+            gpa=gpa + at,
+            imi_page=imi_page,
+            permissions=permissions,
+        )
+    return digest

@@ -1,0 +1,145 @@
+"""The launch digest chain."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swsnp.abi.snp_command import PageType
+from swsnp.abi.snp_launch import INITIAL_DIGEST, VMSA_GPA, PageInfo
+from swsnp.errors import LayoutError
+from swsnp.measure.digest import extend, extend_range, page_contents
+
+KNOWN = [
+    (
+        PageType.NORMAL,
+        0,
+        "9d13634b6014bb21cf059b2dc694e7bff01a8a7137041100cd2b695f3d10fb687267b97808b27f8f471d943bc6f53a20",
+    ),
+    (
+        PageType.ZERO,
+        0x1000,
+        "4bd4147976a1e7554c1c778a781affc1c672f1965a727ba16084989b7e356044a28bbe585a2f75dac9356fa5ab78f061",
+    ),
+    (
+        PageType.UNMEASURED,
+        0x2000,
+        "cc5aed6a06f63b38d24155dfa38e924c44b41d2339bc8a7d3cb1995e67607e8889a81c2d42e75bb95627b40e344b8929",
+    ),
+    (
+        PageType.SECRETS,
+        0x80D000,
+        "e82e99caf82a32c31ec5070eef9e2135866d8f7de60d756814f3bd8c989c1e826622e0a97dad026c6d9d81818780e6a2",
+    ),
+    (
+        PageType.CPUID,
+        0x80E000,
+        "c9e46442d2b4ddb823fa6b4a907930de7e93901180c5a3126ba234193059a0a51a21ba82f05d2fe0f3136f22b1b1a8e4",
+    ),
+    (
+        PageType.VMSA,
+        VMSA_GPA,
+        "f4577da9b848673216afc3909e5ea7aa80150dda441526874cd2b0282894709b46484c13a07221aefbedfff667199259",
+    ),
+]
+
+
+@pytest.mark.parametrize(("page_type", "gpa", "digest"), KNOWN, ids=lambda each: getattr(each, "name", None))
+def test_known_answers(page_type: PageType, gpa: int, digest: str) -> None:
+    """Known answers, one page of zeros; all but UNMEASURED also given by sev-snp-measure."""
+    assert extend_range(INITIAL_DIGEST, bytes(4096), page_type=page_type, gpa=gpa).hex() == digest
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1 << 32), tsc=st.binary(min_size=16, max_size=16))
+def test_vmsa_is_measured_without_its_tsc_fields(seed: int, tsc: bytes) -> None:
+    """AMD 56860: 8 bytes at 2F0h and 8 bytes at 2F8h count as zero, all others count."""
+    page = random.Random(seed).randbytes(4096)
+    changed = page[:0x2F0] + tsc + page[0x300:]
+    assert page_contents(PageType.VMSA, page) == page_contents(PageType.VMSA, changed)
+    plain = hashlib.sha384(page[:0x2F0] + bytes(16) + page[0x300:]).digest()
+    assert page_contents(PageType.VMSA, page) == plain
+
+
+@pytest.mark.parametrize("at", [0, 0x2EF, 0x300, 4095])
+def test_other_bytes_of_a_vmsa_count(at: int) -> None:
+    """AMD 56860: only the two TSC fields are left out."""
+    page = bytearray(4096)
+    page[at] = 1
+    assert page_contents(PageType.VMSA, bytes(page)) != page_contents(PageType.VMSA, bytes(4096))
+
+
+@pytest.mark.parametrize("page_type", [PageType.ZERO, PageType.UNMEASURED, PageType.SECRETS, PageType.CPUID])
+def test_contents_that_are_not_measured(page_type: PageType) -> None:
+    """AMD 56860: CONTENTS of these types is zero whatever the page holds."""
+    assert page_contents(page_type, b"\xff" * 4096) == bytes(48)
+
+
+def test_a_large_page_is_512_steps_with_rising_addresses() -> None:
+    """AMD 56860: one update per 4 KiB of a 2 MiB page."""
+    data = b"".join(bytes([number & 0xFF]) * 4096 for number in range(512))
+    digest = INITIAL_DIGEST
+    for number in range(512):
+        page = data[number * 4096 : (number + 1) * 4096]
+        info = PageInfo(
+            digest_cur=digest,
+            contents=hashlib.sha384(page).digest(),
+            length=0x70,
+            page_type=1,
+            gpa=0x20_0000 + number * 4096,
+        )
+        digest = hashlib.sha384(bytes(info)).digest()
+    assert extend_range(INITIAL_DIGEST, data, page_type=PageType.NORMAL, gpa=0x20_0000) == digest
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    page_type=st.sampled_from(PageType),
+    gpa=st.integers(0, (1 << 64) - 1),
+    imi=st.booleans(),
+    permissions=st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255)),
+)
+def test_a_step_is_the_hash_of_the_printed_structure(
+    page_type: PageType, gpa: int, imi: bool, permissions: tuple[int, int, int]
+) -> None:
+    """AMD 56860: LD := SHA-384(PAGE_INFO), 70h bytes."""
+    info = PageInfo(
+        digest_cur=b"\x11" * 48,
+        contents=b"\x22" * 48,
+        length=0x70,
+        page_type=page_type,
+        imi_page=imi,
+        vmpl1_perms=permissions[0],
+        vmpl2_perms=permissions[1],
+        vmpl3_perms=permissions[2],
+        gpa=gpa,
+    )
+    got = extend(
+        b"\x11" * 48, b"\x22" * 48, page_type=page_type, gpa=gpa, imi_page=imi, permissions=permissions
+    )
+    assert got == hashlib.sha384(bytes(info)).digest()
+
+
+@pytest.mark.parametrize(("digest", "contents"), [(47, 48), (49, 48), (48, 0), (48, 64)])
+def test_a_step_wants_48_bytes(digest: int, contents: int) -> None:
+    """AMD 56860: DIGEST_CUR and CONTENTS are SHA-384 digests."""
+    with pytest.raises(LayoutError, match="48"):
+        extend(bytes(digest), bytes(contents), page_type=PageType.NORMAL, gpa=0)
+
+
+@pytest.mark.parametrize("gpa", [-1, 1 << 64])
+def test_an_address_has_64_bits(gpa: int) -> None:
+    """AMD 56860: GPA is 8 bytes."""
+    with pytest.raises(LayoutError, match="gpa"):
+        extend(bytes(48), bytes(48), page_type=PageType.NORMAL, gpa=gpa)
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4097, 8191])
+def test_only_whole_pages_are_measured(size: int) -> None:
+    """AMD 56860: LAUNCH_UPDATE works on whole pages."""
+    with pytest.raises(LayoutError, match="4096"):
+        extend_range(bytes(48), bytes(size), page_type=PageType.NORMAL, gpa=0)
