@@ -97,6 +97,7 @@ class Rmp:
 
     def __init__(self) -> None:
         self._entries: dict[int, RmpEntry] = {}
+        self._owned: dict[int, int] = {}
 
     def __getitem__(self, address: int) -> RmpEntry:
         """The entry of the page at a system physical address."""
@@ -104,6 +105,10 @@ class Rmp:
 
     def __setitem__(self, address: int, entry: RmpEntry) -> None:
         """Write an entry: the firmware's privilege, and the model's of RMPUPDATE."""
+        old = self._entries.get(address >> 12, _DEFAULT)
+        if old.asid != entry.asid:
+            self._owned[old.asid] = self._owned.get(old.asid, 0) - 1
+            self._owned[entry.asid] = self._owned.get(entry.asid, 0) + 1
         if entry == _DEFAULT:
             self._entries.pop(address >> 12, None)
         else:
@@ -112,6 +117,15 @@ class Rmp:
     def state(self, address: int) -> PageState:
         """The state of the page at a system physical address."""
         return self[address].state
+
+    def pages_of(self, asid: int) -> int:
+        """How many entries name a guest's ASID (not 0): the counters at the start of the table."""
+        return self._owned.get(asid, 0)
+
+    def clear(self) -> None:
+        """Make every page the hypervisor's: the full initialisation of SNP_INIT."""
+        self._entries.clear()
+        self._owned.clear()
 
     def rmpupdate(self, address: int, new: RmpUpdate) -> RmpUpdateCode:
         """RMPUPDATE by the hypervisor on one 4 KiB page.

@@ -1,0 +1,93 @@
+"""guest_memfd: the file that holds a VM's private memory. Source: Linux, virt/kvm/guest_memfd.c."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swsnp.hardware.memory import PAGE
+from swsnp.hardware.rmp import RmpUpdate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from swsnp.hardware.memory import SystemMemory
+    from swsnp.hardware.rmp import Rmp
+
+__all__ = ["GuestMemfd"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    slot: int
+    start: int
+    end: int
+
+
+class GuestMemfd:
+    """An open guest_memfd. `assigned` holds the page numbers that the RMP may show as the guest's."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        owner: object,
+        memory: SystemMemory,
+        rmp: Rmp,
+        on_release: Callable[[GuestMemfd], None],
+    ) -> None:
+        """`size`: bytes, whole pages; `owner`: the VM; `on_release` is called when it is closed."""
+        self.size = size
+        self.owner = owner
+        self.address = memory.allocate(size)
+        self.view = memory.view(self.address, size)
+        self.assigned: set[int] = set()
+        self._memory = memory
+        self._rmp = rmp
+        self._on_release = on_release
+        self._bindings: list[_Binding] = []
+
+    def bind(self, slot: int, offset: int, size: int) -> int:
+        """Back a memslot with a range: 0, -EINVAL outside the file, -EEXIST when part of it is bound."""
+        if offset % PAGE or offset + size > self.size:
+            return -errno.EINVAL
+        if any(each.start < offset + size and offset < each.end for each in self._bindings):
+            return -errno.EEXIST
+        self._bindings.append(_Binding(slot, offset, offset + size))
+        return 0
+
+    def unbind(self, slot: int) -> None:
+        """Forget the range of a memslot that was deleted."""
+        self._bindings = [each for each in self._bindings if each.slot != slot]
+
+    def punch(self, offset: int, size: int) -> int:
+        """fallocate(PUNCH_HOLE): 0, or -EINVAL. The pages go back to the host and read as zeros."""
+        if offset < 0 or size <= 0 or offset % PAGE or size % PAGE:
+            return -errno.EINVAL
+        end = min(offset + size, self.size)
+        if offset < end:
+            self._invalidate(offset // PAGE, end // PAGE)
+            self._memory.discard(self.address + offset, end - offset)
+        return 0
+
+    def ioctl(self, _request: int, _arg: object) -> int:
+        """The file has no ioctl."""
+        return -errno.ENOTTY
+
+    def release(self) -> None:
+        """Close: every page goes back to the host, and memslots lose their private side."""
+        self._invalidate(0, self.size // PAGE)
+        self._on_release(self)
+        self._memory.release(self.address)
+
+    def _invalidate(self, first: int, end: int) -> None:
+        # a page that RMPUPDATE refuses (one that the firmware holds) stays as it is; Linux only warns
+        pages: Iterable[int]
+        if len(self.assigned) < end - first:
+            pages = [page for page in self.assigned if first <= page < end]
+        else:
+            pages = [page for page in range(first, end) if page in self.assigned]
+        for page in pages:
+            self._rmp.rmpupdate(self.address + page * PAGE, RmpUpdate())
+        self.assigned.difference_update(pages)

@@ -1,0 +1,148 @@
+"""KVM_SEV_SNP_LAUNCH_FINISH: vCPUs are measured, the guest becomes runnable.
+
+Source: Linux, arch/x86/kvm/svm/sev.c; the register values at reset: QEMU, and AMD 24593.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from swsnp.abi.kvm import KvmSevCmd, KvmSevSnpLaunchFinish
+from swsnp.abi.snp_command import Command, LaunchFinish, LaunchFinishFlags, PageType
+from swsnp.abi.snp_launch import VMSA_GPA, IdAuth, IdBlock
+from swsnp.abi.vmsa import Segment, SevFeatures, Vmsa
+from swsnp.hardware.memory import BusError
+from swsnp.hypervisor.launch_common import EFAULT, EINVAL, ENOTTY, Step, copy_in, update_buffer
+
+if TYPE_CHECKING:
+    from swsnp.hypervisor.launch_common import SevState
+    from swsnp.hypervisor.psp_driver import DriverResult
+    from swsnp.hypervisor.vcpu import Vcpu
+    from swsnp.hypervisor.vm import Vm
+
+__all__ = ["RESET_EIP", "initial_vmsa", "launch_finish"]
+
+RESET_EIP: Final = 0xFFFF_FFF0
+
+
+def launch_finish(vm: Vm, command: KvmSevCmd) -> Step:
+    """Measure every vCPU, then end the launch, with an ID block if the VMM has one."""
+    sev = vm.sev
+    if sev is None:
+        return ENOTTY
+    if sev.gctx is None:
+        return EINVAL
+    wanted = copy_in(vm, KvmSevSnpLaunchFinish, command.data)
+    if wanted is None:
+        return EFAULT
+    if wanted.flags:
+        return EINVAL
+    measured = _measure_vcpus(vm, sev, command.sev_fd)
+    if measured.ret:
+        return measured
+    if not wanted.id_block_en:
+        return _finish(vm, sev, wanted, (0, 0))
+    pages: list[int] = []
+    try:
+        for address, size in ((wanted.id_block_uaddr, IdBlock.SIZE), (wanted.id_auth_uaddr, IdAuth.SIZE)):
+            if not address:
+                return Step(-errno.EINVAL, measured.error)
+            content = vm.task.read(address, size)
+            pages.append(vm.host.memory.allocate_page())
+            vm.host.memory.write(pages[-1], content)
+        return _finish(vm, sev, wanted, (pages[0], pages[1]))
+    except BusError:
+        return Step(-errno.EFAULT, measured.error)
+    finally:
+        for page in pages:
+            vm.host.memory.free_page(page)
+
+
+def _finish(vm: Vm, sev: SevState, wanted: KvmSevSnpLaunchFinish, id_pages: tuple[int, int]) -> Step:
+    with_id = int(wanted.id_block_en != 0)
+    flags = LaunchFinishFlags.of(
+        id_block_en=with_id,
+        auth_key_en=int(with_id and wanted.auth_key_en != 0),
+        vcek_dis=wanted.vcek_disabled & 1,  # a one-bit field takes the value: 2 counts as 0
+    )
+    buffer = LaunchFinish(
+        gctx_paddr=sev.gctx or 0,
+        id_block_paddr=id_pages[0],
+        id_auth_paddr=id_pages[1],
+        flags=flags,
+        host_data=wanted.host_data,
+    )
+    result = vm.driver.issue_by_fd(vm.task, sev.sev_fd, Command.SNP_LAUNCH_FINISH, bytes(buffer))
+    return Step(result.ret, result.fw)
+
+
+def _measure_vcpus(vm: Vm, sev: SevState, fd: int) -> Step:
+    if vm.created_vcpus != len(vm.vcpus):
+        return Step(-errno.EBUSY)
+    error: int | None = None
+    for vcpu in vm.vcpus.values():
+        if vcpu.measured:
+            return Step(-errno.EINVAL, error)
+        result = _measure_vcpu(vm, sev, fd, vcpu)
+        error = result.fw
+        if result.ret:
+            return Step(result.ret, error)
+    return Step(0, error)
+
+
+def _measure_vcpu(vm: Vm, sev: SevState, fd: int, vcpu: Vcpu) -> DriverResult:
+    page = vm.vmsa_pages.get(vcpu.id)
+    if page is None:
+        page = vm.vmsa_pages[vcpu.id] = vm.host.memory.allocate_page()
+    state = initial_vmsa(vcpu.id, sev.vmsa_features, signature=vm.host.vcpu_signature)
+    vm.host.memory.write(page, bytes(state))
+    if ret := vm.driver.make_private(page, gpa=VMSA_GPA, asid=sev.asid, immutable=True):
+        return vm.driver.refused(ret)
+    buffer = update_buffer(sev, page, PageType.VMSA)
+    result = vm.driver.issue_by_fd(vm.task, fd, Command.SNP_LAUNCH_UPDATE, buffer)
+    if result.ret == 0:
+        vcpu.vmsa_page = page
+        vcpu.measured = True
+    elif not vm.reclaim(page):
+        del vm.vmsa_pages[vcpu.id]
+    return result
+
+
+def initial_vmsa(vcpu_id: int, features: int, *, signature: int, eip: int = RESET_EIP) -> Vmsa:
+    """The registers of a vCPU at reset as QEMU leaves them, which the launch measures.
+
+    Args:
+        vcpu_id: every vCPU has the same reset state here. QEMU gives application processors the `eip` of the
+            firmware's SEV-ES reset block.
+        features: SEV_FEATURES of the VM.
+        signature: CPUID Fn1 EAX of the CPU model; RDX after reset.
+        eip: where the processor starts, linear.
+    """
+    data = Segment(attrib=0x93, limit=0xFFFF)
+    table = Segment(limit=0xFFFF)
+    return Vmsa(
+        es=data,
+        cs=Segment(selector=0xF000, attrib=0x9B, limit=0xFFFF, base=eip & 0xFFFF_0000),
+        ss=data,
+        ds=data,
+        fs=data,
+        gs=data,
+        gdtr=table,
+        ldtr=Segment(attrib=0x82, limit=0xFFFF),
+        idtr=table,
+        tr=Segment(attrib=0x8B, limit=0xFFFF),
+        efer=0x1000,
+        cr4=0x40,
+        cr0=0x10,
+        dr7=0x400,
+        dr6=0xFFFF_0FF0,
+        rflags=2,
+        rip=eip & 0xFFFF,
+        g_pat=0x0007_0406_0007_0406,
+        rdx=signature,
+        sev_features=SevFeatures(features),
+        xcr0=1,
+        mxcsr=0x1F80,
+        x87_fcw=0x37F,
+    )

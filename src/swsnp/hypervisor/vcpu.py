@@ -1,0 +1,322 @@
+"""One vCPU of KVM: KVM_RUN in the kernel's order, and what leaves and enters the guest.
+
+Source: Linux, virt/kvm/kvm_main.c (kvm_vcpu_ioctl), arch/x86/kvm/x86.c (kvm_arch_vcpu_ioctl_run).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from typing import TYPE_CHECKING, Final, assert_never
+
+from swsnp import trace
+from swsnp.abi.kvm import ExitReason, Ioctl, KvmMpState, MpState, VmType
+from swsnp.hardware import BusError, Halt, NestedPageFault, ProcessorError, Shutdown, Vmgexit
+from swsnp.hypervisor import guest_request, msr_protocol, page_state, vmgexit
+from swsnp.hypervisor.kvm_run import KvmRun
+from swsnp.hypervisor.neighbours import Processor
+from swsnp.hypervisor.outcomes import (
+    CertsWanted,
+    EntryFailed,
+    GuestHalted,
+    GuestResumed,
+    GuestShutdown,
+    InternalError,
+    MapGpaRange,
+    MemoryFault,
+    Terminated,
+    VmmErrno,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from swsnp.hypervisor.ap_creation import NewVmsa
+    from swsnp.hypervisor.neighbours import VirtualMachine
+    from swsnp.hypervisor.outcomes import Departure, Outcome, UserspaceWanted
+    from swsnp.hypervisor.vmgexit import GhcbEvent
+
+__all__ = ["Processor", "Vcpu"]
+
+_logger = logging.getLogger(__name__)
+
+_EINVAL: Final = -errno.EINVAL
+_KVM_RUN: Final = int(Ioctl.KVM_RUN)
+_RUNNABLE: Final = MpState.RUNNABLE
+_SYNC_REGS: Final = 0b111
+"""Register sets that userspace may sync: none of a VM whose state is protected."""
+_NEEDS_INIT2: Final = frozenset({VmType.SEV, VmType.SEV_ES, VmType.SNP})
+_PROTECTED: Final = frozenset({VmType.SEV_ES, VmType.SNP})
+
+
+def _no_cpuid(_: int) -> tuple[int, int, int, int]:
+    return (0, 0, 0, 0)
+
+
+class Vcpu:
+    """A vCPU and the memory it shares with userspace.
+
+    Args:
+        vm: its VM.
+        vcpu_id: also its APIC id; 0 is the boot processor, the others wait for AP creation.
+        processor: what runs the guest's code.
+        cbit: number of the page table bit that says private.
+        cpuid: leaf to EAX, EBX, ECX, EDX (sub-leaf 0), for the MSR protocol.
+        gpa_bits: width of guest physical addresses.
+    """
+
+    def __init__(
+        self,
+        vm: VirtualMachine,
+        vcpu_id: int,
+        processor: Processor,
+        *,
+        cbit: int,
+        cpuid: Callable[[int], tuple[int, int, int, int]] = _no_cpuid,
+        gpa_bits: int = 48,
+    ) -> None:
+        self.vm = vm
+        self.id = vcpu_id
+        self.processor = processor
+        self.cpuid = cpuid
+        self.gpa_bits = gpa_bits
+        self.run = KvmRun()
+        self.run_area = self.run.memory
+        self.measured = False
+        """The VMSA was measured: the register state is protected."""
+        self.vmsa_page: int | None = None
+        """System address of the VMSA page."""
+        self.mp_state: int = MpState.UNINITIALIZED if vcpu_id else MpState.RUNNABLE
+        self.event: GhcbEvent | None = None
+        """The event whose registers go back into its GHCB at the next entry."""
+        self.registered_ghcb: int | None = None
+        self._cbit = cbit
+        self._mutex = threading.Lock()
+        self._pending: UserspaceWanted | None = None
+        self._vmsa_lock = threading.Lock()
+        self._new_vmsa: NewVmsa | None = None
+        self._destroyed = False
+        if vm.sev is not None:
+            processor.ghcb_msr = self.sev_info()
+
+    def sev_info(self) -> int:
+        """GHCB MSR value at reset, and the reply to the SEV information request."""
+        sev = self.vm.sev
+        return msr_protocol.sev_info(sev.ghcb_version if sev is not None else 0, self._cbit)
+
+    def answer_msr(self, request: int, reply: int) -> None:
+        """Put the reply to a request of the MSR protocol into the GHCB MSR."""
+        self.processor.ghcb_msr = reply
+        if (emit := self.vm.trace.emit) is not None:
+            emit(trace.MsrProtocol(vm=self.vm.name, vcpu=self.id, request=request, reply=reply))
+
+    def ask_new_vmsa(self, new: NewVmsa) -> None:
+        """Let this vCPU run from another VMSA page from its next entry on; called by any vCPU."""
+        with self._vmsa_lock:
+            self._new_vmsa = new
+
+    def ioctl(self, request: int, arg: int | bytearray | memoryview) -> int:
+        """An ioctl on the vCPU's descriptor: KVM_RUN or KVM_GET_MP_STATE.
+
+        A second thread waits until the first one's ioctl is over.
+
+        Args:
+            request: KVM's number.
+            arg: 0 for KVM_RUN; the structure's bytes, which are written, for KVM_GET_MP_STATE.
+
+        Returns:
+            0 or -errno: -EIO for a VM that is dead, -ENOTTY for other requests.
+        """
+        if self.vm.bugged:
+            return -errno.EIO
+        with self._mutex:
+            if request == _KVM_RUN:
+                result = self._run(arg)
+                if (emit := self.vm.trace.emit) is not None:
+                    reason = self.run.exit_reason
+                    emit(trace.RunEnded(vm=self.vm.name, vcpu=self.id, result=result, exit_reason=reason))
+                return result
+            if request == Ioctl.KVM_GET_MP_STATE:
+                return self._get_mp_state(arg)
+        return -errno.ENOTTY
+
+    def _get_mp_state(self, arg: int | bytearray | memoryview) -> int:
+        if isinstance(arg, int) or len(arg) != KvmMpState.SIZE:
+            return -errno.EFAULT
+        arg[:] = bytes(KvmMpState(mp_state=self.mp_state))
+        return 0
+
+    # KVM_RUN
+
+    def _run(self, arg: int | bytearray | memoryview) -> int:
+        """KVM_RUN up to the run loop; the numbered steps are the kernel's."""
+        vm, run = self.vm, self.run
+        if arg != 0:
+            return _EINVAL
+        wants_to_run = not run.immediate_exit  # 1. once: what userspace writes later counts next time
+        run.clear_flags()  # 2.
+        if self.mp_state == MpState.UNINITIALIZED:  # 3.
+            return self._wait_for_start(wants_to_run=wants_to_run)
+        if synced := run.sync_regs():  # 4.
+            allowed = 0 if vm.vm_type in _PROTECTED else _SYNC_REGS
+            if synced & ~allowed:
+                return _EINVAL
+        if (pending := self._pending) is not None:  # 5. consumed even when it fails
+            self._pending = None
+            outcome = self._complete(pending)
+            if not isinstance(outcome, GuestResumed):
+                return self._leave(outcome)
+        if not wants_to_run:  # 6. exit_reason still tells the exit before
+            return -errno.EINTR
+        if vm.sev is None and vm.vm_type in _NEEDS_INIT2:  # 7.
+            return _EINVAL
+        run.exit_reason = ExitReason.UNKNOWN  # 8.
+        return self._loop()
+
+    def _wait_for_start(self, *, wants_to_run: bool) -> int:
+        """An AP that was never started would sleep here; the model ends it as if a signal had come."""
+        if not wants_to_run:
+            return -errno.EINTR
+        if self._new_vmsa is not None and self._take_new_vmsa():
+            return -errno.EAGAIN
+        self.run.exit_reason = ExitReason.INTR
+        return -errno.EINTR
+
+    def _complete(self, pending: UserspaceWanted) -> Outcome:
+        run = self.run
+        match pending:
+            case CertsWanted():
+                ret = run.certs_ret(pending.layout)
+                self._tell_completion(pending.layout.exit_reason, ret)
+                return guest_request.complete(self, pending, ret)
+            case MapGpaRange():
+                ret = run.hypercall_ret()
+                self._tell_completion(ExitReason.HYPERCALL, ret)
+                return page_state.complete(self, pending, ret)
+            case unreachable:
+                assert_never(unreachable)
+
+    def _tell_completion(self, exit_reason: int, ret: int) -> None:
+        if (emit := self.vm.trace.emit) is not None:
+            emit(trace.CompletionTaken(vm=self.vm.name, vcpu=self.id, exit_reason=exit_reason, ret=ret))
+
+    def _loop(self) -> int:
+        """Enter the guest until something leaves to userspace."""
+        vm, processor = self.vm, self.processor
+        while True:
+            if vm.bugged:
+                return -errno.EIO
+            if self._new_vmsa is not None:
+                self._take_new_vmsa()
+            if (barred := self._not_enterable()) is not None:
+                return self._leave(barred)
+            self.mp_state = _RUNNABLE
+            if self.event is not None:
+                self._reply(self.event)
+            guest_exit = processor.run()
+            if not isinstance(guest_exit, Vmgexit):
+                return self._leave(self._other_exit(guest_exit))
+            outcome = vmgexit.handle(self)
+            if not isinstance(outcome, GuestResumed):
+                return self._leave(outcome)
+
+    def _not_enterable(self) -> Departure | None:
+        """Why the guest cannot be entered, or None."""
+        if self._destroyed:
+            if self.mp_state != _RUNNABLE:
+                return GuestHalted()
+            return EntryFailed(self.vm.profile.no_vmsa_reason)
+        if not self.measured and self.vm.vm_type in _PROTECTED:
+            # UNVERIFIED: what VMRUN says of a VMSA that was never given to the firmware.
+            return EntryFailed(self.vm.profile.no_vmsa_reason)
+        return None
+
+    def _take_new_vmsa(self) -> bool:
+        """Run from another VMSA page, as AP creation asked; without one the vCPU is offline.
+
+        Returns:
+            False when the change waits for an INIT signal, which does not exist here.
+        """
+        with self._vmsa_lock:
+            new = self._new_vmsa
+            if new is None or new.on_init:
+                return False
+            self._new_vmsa = None
+        self._use_vmsa(new)
+        return True
+
+    def _use_vmsa(self, new: NewVmsa) -> None:
+        self.mp_state, self.vmsa_page, self._destroyed = MpState.HALTED, None, True
+        if new.gpa is None:
+            return
+        try:
+            self.vmsa_page = self.vm.memory.private_page_address(new.gpa)
+        except BusError:
+            _logger.warning("%s vCPU %d: no private page for a VMSA at %#x", self.vm.name, self.id, new.gpa)
+            return
+        self.mp_state, self._destroyed = _RUNNABLE, False
+        if (emit := self.vm.trace.emit) is not None:
+            emit(trace.ApStarted(vm=self.vm.name, vcpu=self.id, vmsa_gpa=new.gpa))
+
+    def _reply(self, event: GhcbEvent) -> None:
+        """Give the registers of the last event back, just before the guest goes on."""
+        self.event = None
+        event.write_back()
+        if (emit := self.vm.trace.emit) is not None:
+            emit(
+                trace.GuestReplied(
+                    vm=self.vm.name,
+                    vcpu=self.id,
+                    info1=event.reply_info1,
+                    info2=event.reply_info2,
+                    rbx=event.rbx,
+                )
+            )
+
+    def _other_exit(self, guest_exit: Halt | NestedPageFault | Shutdown | ProcessorError) -> Departure:
+        match guest_exit:
+            case Halt():
+                return GuestHalted()
+            case NestedPageFault(gpa=gpa, private=private):
+                return MemoryFault(gpa, private)
+            case Shutdown(reason=reason):
+                return GuestShutdown(reason)
+            case ProcessorError(suberror=suberror, reason=reason):
+                return InternalError(suberror, reason)
+            case unreachable:
+                assert_never(unreachable)
+
+    def _leave(self, outcome: Departure) -> int:
+        """Fill `kvm_run` and give the ioctl's result."""
+        run, profile = self.run, self.vm.profile
+        match outcome:
+            case CertsWanted():
+                self._pending = outcome
+                guest_request.put_certs_exit(self, outcome)
+            case MapGpaRange(gpa=gpa, npages=npages, private=private, page_size=page_size):
+                self._pending = outcome
+                preset = profile.hypercall_ret_preset
+                run.put_map_gpa_range(gpa, npages, private=private, page_size=page_size, preset_ret=preset)
+            case Terminated(ghcb_msr=msr):
+                run.put_termination(msr)
+            case MemoryFault(gpa=gpa, private=private):
+                run.put_memory_fault(gpa, private=private)
+                return -errno.EFAULT
+            case GuestHalted():
+                self.mp_state = MpState.HALTED
+                run.exit_reason = ExitReason.INTR
+                return -errno.EINTR
+            case GuestShutdown(reason=reason):
+                _logger.info("%s vCPU %d: shutdown: %s", self.vm.name, self.id, reason)
+                run.exit_reason = ExitReason.SHUTDOWN
+            case InternalError(suberror=suberror, reason=reason):
+                _logger.error("%s vCPU %d: internal error %d: %s", self.vm.name, self.id, suberror, reason)
+                run.put_internal_error(suberror)
+            case EntryFailed(reason=reason):
+                run.put_fail_entry(reason)
+            case VmmErrno(errno=error):
+                return error
+            case unreachable:
+                assert_never(unreachable)
+        return 0
