@@ -1,1 +1,1 @@
-"""amd_ca."""
+"""What imitates AMD's key service: hierarchies in its shape, under keys of our own."""

@@ -1,1 +1,1 @@
-"""certs."""
+"""For operators: certificate tables, certificates and CRLs as the key service issues them."""

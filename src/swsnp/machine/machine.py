@@ -101,7 +101,7 @@ class Machine:
         self.now = now if seed is None else lambda: SEEDED_NOW
         self.generation, self.clock, self._amd_names = generation, clock, amd_names
         stream = SeededEntropy(seed).child if seed is not None else lambda _: entropy
-        self._ca_entropy = stream("ca")
+        self._ca_entropy = None if seed is None and entropy is os.urandom else stream("ca")
         self.chip = Chip(
             product=product,
             secret=stream("chip")(_SECRET_SIZE),
@@ -165,6 +165,9 @@ class Machine:
                 self._tables[tcb] = self.hierarchy.table(vcek=self.vcek_certificate(tcb))
             return self._tables[tcb]
 
+    def _own_source(self) -> CertificateSource:
+        return CallableSource(self.certificate_table, name="the machine's table")
+
     def certificates_of(self, report: bytes) -> tuple[bytes, ...]:
         """What a key service answers for a report of this machine: VCEK, ASK and ARK, DER.
 
@@ -213,7 +216,7 @@ class Machine:
                 vcpus=vcpus,
                 policy=policy,
                 host_data=host_data,
-                certs=_source(self.certificate_table if certs == "machine" else certs),
+                certs=self._own_source() if certs == "machine" else _source(certs),
             )
         if self.profile.cert_exit is None:
             config = replace(config, certs=None)

@@ -1,0 +1,194 @@
+"""Strict DER, as far as certificates and CRLs need it.
+
+`asn1crypto` reads BER as well, with lengths that have several forms; what a signature covers, and what a
+fingerprint is taken over, must have one. So the tree is walked here, on the bytes that came in.
+Source: ITU-T X.690, DER.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Final
+
+from swsnp.errors import LayoutError
+
+__all__ = [
+    "BIT_STRING",
+    "BOOLEAN",
+    "Der",
+    "IA5_STRING",
+    "INTEGER",
+    "OCTET_STRING",
+    "OID",
+    "SEQUENCE",
+    "SET",
+    "bit_string",
+    "boolean",
+    "explicit",
+    "integer",
+    "oid",
+    "time",
+    "unwrap",
+]
+
+BOOLEAN: Final = 0x01
+INTEGER: Final = 0x02
+BIT_STRING: Final = 0x03
+OCTET_STRING: Final = 0x04
+NULL: Final = 0x05
+OID: Final = 0x06
+UTF8_STRING: Final = 0x0C
+PRINTABLE_STRING: Final = 0x13
+IA5_STRING: Final = 0x16
+UTC_TIME: Final = 0x17
+GENERALIZED_TIME: Final = 0x18
+SEQUENCE: Final = 0x30
+SET: Final = 0x31
+_SOURCE: Final = "X.690, DER"
+_UTC_TIME: Final = re.compile(rb"\d{12}Z")
+_GENERALIZED_TIME: Final = re.compile(rb"\d{14}Z")
+
+
+def explicit(number: int) -> int:
+    """The tag of an explicitly tagged, constructed value: [number]."""
+    return 0xA0 | number
+
+
+class Der:
+    """A cursor over concatenated DER values; `where` names the structure in error texts."""
+
+    __slots__ = ("_at", "_data", "_where")
+
+    def __init__(self, data: bytes, where: str) -> None:
+        self._data, self._where, self._at = data, where, 0
+
+    def peek(self) -> int | None:
+        """The next value's tag byte; None at the end."""
+        return self._data[self._at] if self._at < len(self._data) else None
+
+    def raw(self, tag: int, field: str) -> bytes:
+        """The next value with its header.
+
+        Raises:
+            LayoutError: another tag, a length in a form that DER does not have, or fewer bytes than it says.
+        """
+        start, body = self._at, self._header(tag, field)
+        self._at = body.stop
+        return self._data[start : body.stop]
+
+    def value(self, tag: int, field: str) -> bytes:
+        """The next value's contents; LayoutError as `raw`."""
+        body = self._header(tag, field)
+        self._at = body.stop
+        return self._data[body]
+
+    def inside(self, tag: int, field: str) -> Der:
+        """A cursor over the next value's contents; LayoutError as `raw`."""
+        return Der(self.value(tag, field), f"{self._where}.{field}")
+
+    def end(self) -> None:
+        """Nothing may follow.
+
+        Raises:
+            LayoutError: there are bytes left.
+        """
+        left = len(self._data) - self._at
+        if left:
+            raise LayoutError(f"{self._where}: {left} bytes follow at {self._at}, wanted none ({_SOURCE})")
+
+    def _header(self, tag: int, field: str) -> slice:
+        got = self.peek()
+        if got != tag:
+            shown = "nothing" if got is None else f"tag {got:#04x}"
+            raise self._error(field, shown, f"tag {tag:#04x}")
+        at = self._at + 1
+        length, size = self._length(at, field)
+        end = at + size + length
+        if end > len(self._data):
+            raise self._error(
+                field, f"{len(self._data) - at - size} bytes", f"{length} bytes as its length says"
+            )
+        return slice(at + size, end)
+
+    def _length(self, at: int, field: str) -> tuple[int, int]:
+        """Length, and how many bytes state it."""
+        if at >= len(self._data):
+            raise self._error(field, "no length", "a length")
+        first = self._data[at]
+        if first < 0x80:
+            return first, 1
+        size = first & 0x7F
+        raw = self._data[at + 1 : at + 1 + size]
+        length = int.from_bytes(raw, "big")
+        if not 1 <= size <= 4 or len(raw) != size or length < 0x80 or not raw[0]:
+            raise self._error(field, f"length {first:#04x} {raw[:4].hex()}", "the shortest definite form")
+        return length, 1 + size
+
+    def _error(self, field: str, got: str, wanted: str) -> LayoutError:
+        return LayoutError(f"{self._where}.{field}: got {got}, wanted {wanted} ({_SOURCE})")
+
+
+def unwrap(data: bytes, tag: int, where: str) -> bytes:
+    """The contents of a value that is all of `data`."""
+    cursor = Der(data, where)
+    body = cursor.value(tag, "value")
+    cursor.end()
+    return body
+
+
+def integer(body: bytes, where: str) -> int:
+    """Contents of an INTEGER, two's complement, shortest form only."""
+    if not body or (len(body) > 1 and (body[0], body[1] >> 7) in ((0x00, 0), (0xFF, 1))):
+        raise LayoutError(f"{where}: INTEGER {body.hex() or 'empty'} is not the shortest form ({_SOURCE})")
+    return int.from_bytes(body, "big", signed=True)
+
+
+def boolean(body: bytes, where: str) -> bool:
+    """Contents of a BOOLEAN: 00 or FF."""
+    if body not in (b"\x00", b"\xff"):
+        raise LayoutError(f"{where}: BOOLEAN {body.hex() or 'empty'}, wanted 00 or ff ({_SOURCE})")
+    return body == b"\xff"
+
+
+def bit_string(body: bytes, where: str) -> bytes:
+    """Contents of a BIT STRING of whole bytes."""
+    if not body or body[0]:
+        raise LayoutError(
+            f"{where}: BIT STRING {body[:1].hex() or 'empty'}, wanted no unused bits ({_SOURCE})"
+        )
+    return body[1:]
+
+
+def oid(body: bytes, where: str) -> str:
+    """Contents of an OBJECT IDENTIFIER, dotted."""
+    arcs, value, fresh = [], 0, True
+    for byte in body:
+        if fresh and byte == 0x80:
+            raise LayoutError(f"{where}: object identifier {body.hex()} has a padded arc ({_SOURCE})")
+        value = value << 7 | byte & 0x7F
+        fresh = byte < 0x80
+        if fresh:
+            arcs.append(value)
+            value = 0
+    if not arcs or not fresh:
+        raise LayoutError(f"{where}: object identifier {body.hex() or 'empty'} is cut off ({_SOURCE})")
+    top = min(arcs[0] // 40, 2)
+    return ".".join(map(str, (top, arcs[0] - 40 * top, *arcs[1:])))
+
+
+def time(cursor: Der, field: str) -> datetime:
+    """The next value, a Time of RFC 5280: UTCTime (1950..2049) or GeneralizedTime, to the second, with Z."""
+    if cursor.peek() == GENERALIZED_TIME:
+        body, form = cursor.value(GENERALIZED_TIME, field), _GENERALIZED_TIME
+        digits = body
+    else:
+        body, form = cursor.value(UTC_TIME, field), _UTC_TIME
+        digits = (b"19" if body[:2] >= b"50" else b"20") + body
+    if form.fullmatch(body):
+        try:
+            parts = [int(digits[:4]), *(int(digits[at : at + 2]) for at in range(4, 14, 2))]
+            return datetime(*parts, tzinfo=UTC)  # type: ignore[misc, arg-type]  # six numbers: year to second
+        except ValueError:
+            pass  # digits that are no date: told below, like any other text that is no time
+    raise LayoutError(f"{field}: time {body[:32]!r}, wanted [YY]YYMMDDhhmmssZ (RFC 5280)")

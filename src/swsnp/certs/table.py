@@ -1,0 +1,167 @@
+"""The certificate table of an extended guest request: functions over bytes.
+
+Source: AMD 56421 (GHCB 2.0), "SNP Extended Guest Request". The table comes from the host, so nothing in it is
+trusted: every offset and length is held against the whole, and a table that two readers could read
+differently (entries that overlap, one GUID twice) is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from swsnp.abi.ghcb import PAGE, CertTableEntry, CertTableGuid
+from swsnp.errors import LayoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["ENTRY_SIZE", "TableEntry", "canonical_guid", "npages", "pack", "parse"]
+
+ENTRY_SIZE: Final = CertTableEntry.SIZE
+_NIL: Final = UUID(int=0)
+_TERMINATOR: Final = bytes(ENTRY_SIZE)
+_U32: Final = 1 << 32
+_SOURCE: Final = "AMD 56421, certificate table"
+_KNOWN: Final = (
+    CertTableGuid.VCEK,
+    CertTableGuid.VLEK,
+    CertTableGuid.ASK,
+    CertTableGuid.ARK,
+    CertTableGuid.CRL,
+)
+_MIXED_ENDIAN: Final = {UUID(bytes=guid.bytes_le): guid for guid in _KNOWN}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableEntry:
+    """One entry and what it points at; `offset` counts from the table's start and is ignored by `pack`."""
+
+    guid: UUID
+    data: bytes
+    offset: int = 0
+
+
+def canonical_guid(guid: UUID) -> UUID:
+    """The GUID that a table's writer meant.
+
+    GUIDs stand in textual (big-endian) order. Some tools write the mixed-endian form of EFI; for the five
+    GUIDs of AMD 56421 that form is recognised, any other GUID comes back as it is.
+    """
+    return _MIXED_ENDIAN.get(guid, guid)
+
+
+def npages(size: int) -> int:
+    """Pages of 4,096 bytes that `size` bytes take."""
+    return -(-size // PAGE)
+
+
+def pack(entries: Iterable[TableEntry]) -> bytes:
+    """Build a table in canonical form: first offset 24 * (n + 1), data packed without gaps, in order.
+
+    Args:
+        entries: in the order wanted. None is a table too: the terminator alone.
+
+    Raises:
+        LayoutError: the zero GUID, one GUID twice, or more data than 32-bit offsets reach.
+    """
+    kept = tuple(entries)
+    _refuse_duplicates([each.guid for each in kept])
+    head, at = [], ENTRY_SIZE * (len(kept) + 1)
+    for number, each in enumerate(kept):
+        if each.guid == _NIL:
+            raise LayoutError(
+                f"certificate table entry {number}: the zero GUID ends the table, wanted another ({_SOURCE})"
+            )
+        if at + len(each.data) >= _U32:
+            raise LayoutError(
+                f"certificate table entry {number}: ends at {at + len(each.data):#x}, wanted below 2^32 "
+                f"({_SOURCE})"
+            )
+        head.append(bytes(CertTableEntry(guid=each.guid.bytes, offset=at, length=len(each.data))))
+        at += len(each.data)
+    return b"".join((*head, _TERMINATOR, *(each.data for each in kept)))
+
+
+def parse(data: bytes) -> tuple[TableEntry, ...]:
+    """Read a table.
+
+    1. A terminator of 24 zero bytes ends the entries.
+    2. Data starts at or after the terminator: offset >= 24 * (n + 1).
+    3. offset + length neither overflows 32 bits nor passes the end of `data`.
+    4. No GUID stands twice, and no two entries share bytes.
+
+    Args:
+        data: the table and whatever follows it; padding after the last data is allowed.
+
+    Returns:
+        The entries in their order, unknown GUIDs too.
+
+    Raises:
+        LayoutError: a rule is broken; the text names the entry and the numbers.
+    """
+    heads = _heads(data)
+    first = ENTRY_SIZE * (len(heads) + 1)
+    entries = tuple(_entry(number, head, first, data) for number, head in enumerate(heads))
+    _refuse_duplicates([each.guid for each in entries])
+    _refuse_overlaps(entries)
+    return entries
+
+
+def _heads(data: bytes) -> list[CertTableEntry]:
+    heads: list[CertTableEntry] = []
+    for at in range(0, len(data) - ENTRY_SIZE + 1, ENTRY_SIZE):
+        raw = data[at : at + ENTRY_SIZE]
+        if raw == _TERMINATOR:
+            return heads
+        heads.append(CertTableEntry.parse(raw))
+    raise LayoutError(
+        f"certificate table: {len(heads)} entries in {len(data):#x} bytes and no terminator, "
+        f"wanted an entry of 24 zero bytes ({_SOURCE})"
+    )
+
+
+def _entry(number: int, head: CertTableEntry, first: int, data: bytes) -> TableEntry:
+    where = f"certificate table entry {number}"
+    guid = UUID(bytes=bytes(head.guid))
+    if guid == _NIL:
+        raise LayoutError(
+            f"{where}: zero GUID with offset {head.offset:#x} and length {head.length:#x}, "
+            f"wanted zeros in a terminator ({_SOURCE})"
+        )
+    if head.offset < first:
+        raise LayoutError(
+            f"{where} ({guid}): offset {head.offset:#x} is inside the table of {first:#x} bytes ({_SOURCE})"
+        )
+    end = head.offset + head.length
+    if end >= _U32:
+        raise LayoutError(
+            f"{where} ({guid}): offset {head.offset:#x} + length {head.length:#x} overflows 32 bits "
+            f"({_SOURCE})"
+        )
+    if end > len(data):
+        raise LayoutError(f"{where} ({guid}): ends at {end:#x}, blob has {len(data):#x} bytes ({_SOURCE})")
+    return TableEntry(guid=guid, data=bytes(data[head.offset : end]), offset=head.offset)
+
+
+def _refuse_duplicates(guids: list[UUID]) -> None:
+    for number, guid in enumerate(guids):
+        first = guids.index(guid)
+        if first != number:
+            raise LayoutError(
+                f"certificate table entry {number}: GUID {guid} as in entry {first} ({_SOURCE})"
+            )
+
+
+def _refuse_overlaps(entries: tuple[TableEntry, ...]) -> None:
+    spans = sorted(
+        (each.offset, each.offset + len(each.data), n) for n, each in enumerate(entries) if each.data
+    )
+    for (_, end, before), (start, _, after) in pairwise(spans):
+        if start < end:
+            raise LayoutError(
+                f"certificate table entry {after}: starts at {start:#x}, entry {before} ends at {end:#x} "
+                f"({_SOURCE})"
+            )

@@ -1,0 +1,382 @@
+"""A small reader of X.509 certificates, made for AMD's.
+
+It reads what general libraries refuse or warn about: serial number 0, and an explicitly encoded default
+(trailerField) in the signature's algorithm. TBS, SPKI and name bytes are slices of what came in.
+It judges form only; what a certificate is good for is `verify`'s to say.
+Source: RFC 5280; RFC 4055 for RSASSA-PSS; AMD 57230.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from asn1crypto import algos
+
+from swsnp.certs import der
+from swsnp.certs.der import Der
+from swsnp.errors import InputError, LayoutError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+__all__ = [
+    "BasicConstraints",
+    "Certificate",
+    "EcKey",
+    "Extension",
+    "PssParameters",
+    "RsaKey",
+    "SignatureAlgorithm",
+    "read",
+    "read_all",
+    "read_extensions",
+    "read_signature_algorithm",
+    "signed_parts",
+    "to_der",
+    "to_pem",
+]
+
+OID_RSASSA_PSS: Final = "1.2.840.113549.1.1.10"
+OID_RSA: Final = "1.2.840.113549.1.1.1"
+OID_EC: Final = "1.2.840.10045.2.1"
+OID_P384: Final = "1.3.132.0.34"
+OID_COMMON_NAME: Final = "2.5.4.3"
+OID_KEY_USAGE: Final = "2.5.29.15"
+OID_BASIC_CONSTRAINTS: Final = "2.5.29.19"
+_PEM_MARK: Final = b"-----BEGIN"
+_PEM_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.DOTALL)
+_TEXT_TAGS: Final = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}
+_ASN1CRYPTO_FAULTS: Final = (ValueError, TypeError, KeyError, IndexError, OverflowError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extension:
+    """One extension: `value` is what its OCTET STRING holds."""
+
+    oid: str
+    critical: bool
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PssParameters:
+    """RSASSA-PSS-params with defaults filled in; algorithms by asn1crypto's names."""
+
+    hash: str
+    mask: str
+    mask_hash: str
+    salt_length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignatureAlgorithm:
+    """An AlgorithmIdentifier: its own bytes, and the parameters when it is RSASSA-PSS."""
+
+    der: bytes
+    oid: str
+    pss: PssParameters | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RsaKey:
+    """An RSA public key; `size` in bits."""
+
+    size: int
+    exponent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EcKey:
+    """A public key on a named curve; x and y big-endian, 48 bytes each on P-384, empty for other curves."""
+
+    curve: str
+    x: bytes
+    y: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BasicConstraints:
+    """The extension of that name."""
+
+    ca: bool
+    path_length: int | None
+    critical: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What `read` found. `key` is None for an algorithm other than RSA and EC; names are raw DER."""
+
+    der: bytes = field(repr=False)
+    tbs: bytes = field(repr=False)
+    serial: int
+    issuer: bytes = field(repr=False)
+    subject: bytes = field(repr=False)
+    issuer_cn: str
+    subject_cn: str
+    not_before: datetime
+    not_after: datetime
+    spki: bytes = field(repr=False)
+    key: RsaKey | EcKey | None
+    inner_algorithm: SignatureAlgorithm = field(repr=False)
+    algorithm: SignatureAlgorithm = field(repr=False)
+    signature: bytes = field(repr=False)
+    extensions: tuple[Extension, ...] = field(repr=False)
+
+    def extension(self, oid: str) -> Extension | None:
+        """The extension of that OID, if there is one."""
+        return next((each for each in self.extensions if each.oid == oid), None)
+
+    def basic_constraints(self) -> BasicConstraints | None:
+        """BasicConstraints, if there are any; LayoutError when they are malformed."""
+        found = self.extension(OID_BASIC_CONSTRAINTS)
+        return None if found is None else _basic_constraints(found)
+
+    def key_usage(self) -> frozenset[int] | None:
+        """Bit numbers of KeyUsage (5 keyCertSign, 6 cRLSign); None without it, LayoutError when malformed."""
+        found = self.extension(OID_KEY_USAGE)
+        return None if found is None else _key_usage(found.value)
+
+
+def to_der(data: bytes, *, label: bytes = b"CERTIFICATE") -> tuple[bytes, ...]:
+    """The DER objects in a file: all PEM blocks with that label, or the one DER value that is all of it.
+
+    Text around PEM blocks is allowed, as OpenSSL prints it; blocks with other labels are passed over.
+
+    Raises:
+        InputError: empty, a PEM block that is cut off or not base64, or no block of this kind.
+    """
+    if not data:
+        raise InputError("certificate: got 0 bytes, wanted PEM or DER")
+    if _PEM_MARK not in data:
+        return (data,)
+    blocks = _PEM_BLOCK.findall(data)
+    if len(blocks) != data.count(_PEM_MARK):
+        raise InputError(f"PEM: {data.count(_PEM_MARK)} blocks begin, {len(blocks)} are whole (RFC 7468)")
+    found = tuple(_base64(number, text) for number, (kind, text) in enumerate(blocks) if kind == label)
+    if not found:
+        kinds = ", ".join(sorted({kind.decode() for kind, _ in blocks}))
+        raise InputError(f"PEM: got {kinds}, wanted {label.decode()}")
+    return found
+
+
+def to_pem(certificate: bytes, *, label: str = "CERTIFICATE") -> bytes:
+    """One DER object as a PEM block with lines of 64 characters."""
+    text = base64.b64encode(certificate).decode()
+    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
+    return "\n".join((f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", "")).encode()
+
+
+def read_all(data: bytes) -> tuple[Certificate, ...]:
+    """Every certificate of a PEM file in its order, or the one of a DER file; errors as `read`."""
+    return tuple(_read(each) for each in to_der(data))
+
+
+def read(data: bytes) -> Certificate:
+    """Read one certificate, DER or PEM.
+
+    Raises:
+        InputError: the PEM text is broken or holds more than one certificate.
+        LayoutError: the certificate is malformed, bytes follow it, it is not version 3, or an extension's OID
+            stands twice.
+    """
+    found = to_der(data)
+    if len(found) != 1:
+        raise InputError(f"PEM: got {len(found)} certificates, wanted one")
+    return _read(found[0])
+
+
+def signed_parts(data: bytes, where: str) -> tuple[bytes, SignatureAlgorithm, bytes]:
+    """What certificates and CRLs have in common: the signed part, the algorithm and the signature."""
+    outer = Der(der.unwrap(data, der.SEQUENCE, where), where)
+    signed = outer.raw(der.SEQUENCE, "tbs")
+    algorithm = read_signature_algorithm(outer.raw(der.SEQUENCE, "signatureAlgorithm"), where)
+    signature = der.bit_string(outer.value(der.BIT_STRING, "signature"), f"{where}.signature")
+    outer.end()
+    return signed, algorithm, signature
+
+
+def read_signature_algorithm(raw: bytes, where: str) -> SignatureAlgorithm:
+    """An AlgorithmIdentifier; for RSASSA-PSS with its parameters.
+
+    Raises:
+        LayoutError: malformed, or a trailerField other than 1 (RFC 4055).
+    """
+    where = f"{where}.signatureAlgorithm"
+    cursor = Der(der.unwrap(raw, der.SEQUENCE, where), where)
+    oid = der.oid(cursor.value(der.OID, "algorithm"), where)
+    pss = None
+    if oid == OID_RSASSA_PSS:
+        pss = _pss_parameters(cursor.raw(der.SEQUENCE, "parameters"), where)
+        cursor.end()
+    return SignatureAlgorithm(der=raw, oid=oid, pss=pss)
+
+
+def read_extensions(cursor: Der, where: str) -> tuple[Extension, ...]:
+    """A SEQUENCE OF Extension.
+
+    Raises:
+        LayoutError: malformed, or an OID that stands twice (RFC 5280, 4.2).
+    """
+    found: dict[str, Extension] = {}
+    listed = cursor.inside(der.SEQUENCE, "extensions")
+    while listed.peek() is not None:
+        one = listed.inside(der.SEQUENCE, f"extensions[{len(found)}]")
+        oid = der.oid(one.value(der.OID, "extnID"), where)
+        critical = one.peek() == der.BOOLEAN and der.boolean(one.value(der.BOOLEAN, "critical"), where)
+        value = one.value(der.OCTET_STRING, "extnValue")
+        one.end()
+        if oid in found:
+            raise LayoutError(f"{where}.extensions: {oid} stands twice, wanted once (RFC 5280, 4.2)")
+        found[oid] = Extension(oid=oid, critical=critical, value=value)
+    return tuple(found.values())
+
+
+def _base64(number: int, text: bytes) -> bytes:
+    try:
+        return base64.b64decode(b"".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise InputError(f"PEM block {number}: not base64: {error}") from None
+
+
+def _read(data: bytes) -> Certificate:
+    where = "certificate"
+    signed, algorithm, signature = signed_parts(data, where)
+    tbs = Der(der.unwrap(signed, der.SEQUENCE, where), where)
+    _want_version_3(tbs)
+    serial = der.integer(tbs.value(der.INTEGER, "serialNumber"), f"{where}.serialNumber")
+    inner = read_signature_algorithm(tbs.raw(der.SEQUENCE, "signature"), where)
+    issuer = tbs.raw(der.SEQUENCE, "issuer")
+    validity = tbs.inside(der.SEQUENCE, "validity")
+    not_before, not_after = der.time(validity, "notBefore"), der.time(validity, "notAfter")
+    validity.end()
+    subject = tbs.raw(der.SEQUENCE, "subject")
+    spki = tbs.raw(der.SEQUENCE, "subjectPublicKeyInfo")
+    extensions: tuple[Extension, ...] = ()
+    if tbs.peek() is not None:
+        tagged = tbs.inside(der.explicit(3), "extensions")
+        extensions = read_extensions(tagged, where)
+        tagged.end()
+    tbs.end()
+    return Certificate(
+        der=bytes(data),
+        tbs=signed,
+        serial=serial,
+        issuer=issuer,
+        subject=subject,
+        issuer_cn=_common_name(issuer, "issuer"),
+        subject_cn=_common_name(subject, "subject"),
+        not_before=not_before,
+        not_after=not_after,
+        spki=spki,
+        key=_public_key(spki),
+        inner_algorithm=inner,
+        algorithm=algorithm,
+        signature=signature,
+        extensions=extensions,
+    )
+
+
+def _want_version_3(tbs: Der) -> None:
+    tagged = tbs.inside(der.explicit(0), "version")
+    version = der.integer(tagged.value(der.INTEGER, "version"), "certificate.version")
+    tagged.end()
+    if version != 2:
+        raise LayoutError(f"certificate.version: got v{version + 1}, wanted v3 (RFC 5280)")
+
+
+def _common_name(name: bytes, field: str) -> str:
+    """The one commonName of a Name; empty when there is none or more than one."""
+    where = f"certificate.{field}"
+    found = []
+    relative = Der(der.unwrap(name, der.SEQUENCE, where), where)
+    while relative.peek() is not None:
+        pairs = relative.inside(der.SET, "rdn")
+        while pairs.peek() is not None:
+            pair = pairs.inside(der.SEQUENCE, "attribute")
+            kind = der.oid(pair.value(der.OID, "type"), where)
+            text = _text(pair, where)
+            pair.end()
+            if kind == OID_COMMON_NAME:
+                found.append(text)
+    return found[0] if len(found) == 1 else ""
+
+
+def _text(pair: Der, where: str) -> str:
+    tag = pair.peek()
+    if tag not in _TEXT_TAGS:
+        raise LayoutError(f"{where}: string type {tag}, wanted UTF8, Printable or IA5String (AMD 57230)")
+    try:
+        return pair.value(tag, "value").decode(_TEXT_TAGS[tag])
+    except UnicodeDecodeError as error:
+        raise LayoutError(f"{where}: {error.reason} in a string of type {tag:#04x} (X.690)") from None
+
+
+def _public_key(spki: bytes) -> RsaKey | EcKey | None:
+    where = "certificate.subjectPublicKeyInfo"
+    info = Der(der.unwrap(spki, der.SEQUENCE, where), where)
+    algorithm = info.inside(der.SEQUENCE, "algorithm")
+    key = der.bit_string(info.value(der.BIT_STRING, "subjectPublicKey"), where)
+    info.end()
+    kind = der.oid(algorithm.value(der.OID, "algorithm"), where)
+    if kind == OID_RSA:
+        return _rsa_key(key, where)
+    if kind == OID_EC:
+        curve = der.oid(algorithm.value(der.OID, "parameters"), where)
+        plain = curve == OID_P384 and len(key) == 97 and key[0] == 4
+        return EcKey(curve=curve, x=key[1:49] if plain else b"", y=key[49:] if plain else b"")
+    return None
+
+
+def _rsa_key(key: bytes, where: str) -> RsaKey:
+    numbers = Der(der.unwrap(key, der.SEQUENCE, where), where)
+    modulus = der.integer(numbers.value(der.INTEGER, "modulus"), where)
+    exponent = der.integer(numbers.value(der.INTEGER, "publicExponent"), where)
+    numbers.end()
+    return RsaKey(size=modulus.bit_length(), exponent=exponent)
+
+
+@lru_cache(maxsize=16)
+def _pss_parameters(raw: bytes, where: str) -> PssParameters:
+    try:
+        native = algos.RSASSAPSSParams.load(raw, strict=True).native
+        trailer = native["trailer_field"]
+        found = PssParameters(
+            hash=str(native["hash_algorithm"]["algorithm"]),
+            mask=str(native["mask_gen_algorithm"]["algorithm"]),
+            mask_hash=str(native["mask_gen_algorithm"]["parameters"]["algorithm"]),
+            salt_length=int(native["salt_length"]),
+        )
+    except _ASN1CRYPTO_FAULTS as error:
+        raise LayoutError(f"{where}: RSASSA-PSS parameters: {error} (RFC 4055)") from None
+    if trailer not in ("trailer_field_bc", 1):
+        raise LayoutError(f"{where}: trailerField {trailer}, wanted 1 or absent (RFC 4055)")
+    return found
+
+
+def _basic_constraints(found: Extension) -> BasicConstraints:
+    where = "certificate.basicConstraints"
+    cursor = Der(der.unwrap(found.value, der.SEQUENCE, where), where)
+    ca = cursor.peek() == der.BOOLEAN and der.boolean(cursor.value(der.BOOLEAN, "cA"), where)
+    path_length = None
+    if cursor.peek() is not None:
+        path_length = der.integer(cursor.value(der.INTEGER, "pathLenConstraint"), where)
+    cursor.end()
+    return BasicConstraints(ca=ca, path_length=path_length, critical=found.critical)
+
+
+def _key_usage(value: bytes) -> frozenset[int]:
+    # AMD's intermediates encode a trailing zero bit (03 02 01 04), which DER forbids: it is let pass
+    where = "certificate.keyUsage"
+    body = der.unwrap(value, der.BIT_STRING, where)
+    if not 2 <= len(body) <= 3 or body[0] > 7:
+        raise LayoutError(
+            f"{where}: BIT STRING {body.hex() or 'empty'}, wanted 1..9 bits (RFC 5280, 4.2.1.3)"
+        )
+    count = 8 * (len(body) - 1) - body[0]
+    return frozenset(n for n in range(count) if body[1 + n // 8] & 0x80 >> n % 8)

@@ -1,0 +1,345 @@
+"""Checks C1 to C10: from the leaf to a root that the caller chose. Source: AMD 57230; RFC 5280.
+
+Certificates are told apart by what is in them, never by their place in a file or table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from swsnp.abi.kds import EXTENSION_ROOT, ark_name, ask_name, asvk_name
+from swsnp.abi.snp_report import Product, SigningKey
+from swsnp.certs.crl import OID_AUTHORITY_KEY_ID, OID_CRL_NUMBER
+from swsnp.certs.kds_extensions import LeafProfile, issuing_product, leaf_kind, leaf_profile
+from swsnp.certs.x509_reader import (
+    OID_BASIC_CONSTRAINTS,
+    OID_KEY_USAGE,
+    OID_P384,
+    Certificate,
+    EcKey,
+    PssParameters,
+    RsaKey,
+    SignatureAlgorithm,
+)
+from swsnp.errors import LayoutError
+from swsnp.verify.roots import spki_sha256
+from swsnp.verify.signature import signed_by
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from swsnp.certs.crl import Crl
+    from swsnp.verify.options import Options
+    from swsnp.verify.result import Findings
+    from swsnp.verify.roots import Roots
+
+__all__ = [
+    "Chain",
+    "check_chain",
+    "check_present",
+    "check_revocation",
+    "rsa_signed",
+    "select_chain",
+    "select_leaf",
+]
+
+_KIND: Final = {int(SigningKey.VCEK): "vcek", int(SigningKey.VLEK): "vlek"}
+_AMD_PSS: Final = PssParameters(hash="sha384", mask="mgf1", mask_hash="sha384", salt_length=48)
+_PADDING: Final = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
+_SHA384: Final = hashes.SHA384()
+_RSA: Final = RsaKey(size=4096, exponent=65537)
+_CERT_SIGN: Final = 5
+_STRUCT_VERSIONS: Final = (0, 1)
+_OID_SUBJECT_KEY_ID: Final = "2.5.29.14"
+_OID_CRL_DISTRIBUTION_POINTS: Final = "2.5.29.31"
+_UNDERSTOOD: Final = frozenset(
+    (
+        OID_KEY_USAGE,
+        OID_BASIC_CONSTRAINTS,
+        _OID_SUBJECT_KEY_ID,
+        OID_AUTHORITY_KEY_ID,
+        _OID_CRL_DISTRIBUTION_POINTS,
+    )
+)
+_CRL_UNDERSTOOD: Final = frozenset((OID_AUTHORITY_KEY_ID, OID_CRL_NUMBER))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """Leaf, intermediate (ASK or ASVK) and root (ARK)."""
+
+    leaf: Certificate
+    intermediate: Certificate
+    root: Certificate
+
+    def named(self) -> tuple[tuple[str, Certificate], ...]:
+        """Name and certificate, root first."""
+        return ((self.root.subject_cn, self.root), *self.below_root())
+
+    def below_root(self) -> tuple[tuple[str, Certificate], ...]:
+        """The same without the root."""
+        return (self.intermediate.subject_cn, self.intermediate), (self.leaf.subject_cn, self.leaf)
+
+
+def rsa_signed(signed: Certificate | Crl, issuer: Certificate) -> bool:
+    """Whether the issuer's RSA key made this RSASSA-PSS signature (SHA-384, salt 48)."""
+    try:
+        key = load_der_public_key(issuer.spki)
+    except (ValueError, UnsupportedAlgorithm):
+        return False  # a key that the library cannot use signs nothing; C3 says what it is
+    if not isinstance(key, rsa.RSAPublicKey):
+        return False
+    try:
+        key.verify(signed.signature, signed.tbs, _PADDING, _SHA384)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def select_leaf(candidates: Sequence[Certificate], signing_key: int, report: bytes) -> Certificate | None:
+    """The leaf of the kind that SIGNING_KEY names; of several, the one whose key signed the report."""
+    leaves = [each for each in candidates if leaf_kind(each) == _KIND.get(signing_key, "")]
+    if len(leaves) > 1:
+        leaves.sort(key=lambda each: not signed_by(report, each))
+    return leaves[0] if leaves else None
+
+
+def select_chain(leaf: Certificate, candidates: Sequence[Certificate], roots: Roots | None) -> Chain | None:
+    """Leaf, issuer and root by common name; of several, the one that signed, a chosen root first."""
+    chosen = () if roots is None else roots.certificates
+    intermediate = _issuer_of(leaf, candidates)
+    if intermediate is None:
+        return None
+    root = _issuer_of(intermediate, (*chosen, *candidates))
+    return None if root is None else Chain(leaf=leaf, intermediate=intermediate, root=root)
+
+
+def _issuer_of(certificate: Certificate, candidates: Sequence[Certificate]) -> Certificate | None:
+    named = [
+        each for each in candidates if each.subject_cn == certificate.issuer_cn and each is not certificate
+    ]
+    if len(named) > 1:
+        named.sort(key=lambda each: not rsa_signed(certificate, each))
+    return named[0] if named else None
+
+
+def check_present(
+    candidates: Sequence[Certificate],
+    signing_key: int,
+    leaf: Certificate | None,
+    chain: Chain | None,
+    findings: Findings,
+) -> None:
+    """C1. The evidence holds a leaf of the kind that SIGNING_KEY names, its issuer, and their root."""
+    names = ", ".join(each.subject_cn for each in candidates) or "no certificate"
+    if leaf is None:
+        kind = _KIND.get(signing_key)
+        findings.fail("C1", "leaf", names, f"SEV-{kind.upper()}" if kind else "one that can sign reports")
+    elif chain is None:
+        findings.fail("C1", "issuers", names, f"{leaf.issuer_cn} and the root that signed it")
+    else:
+        findings.ok("C1")
+
+
+def check_chain(
+    chain: Chain | None,
+    product: Product | None,
+    findings: Findings,
+    *,
+    roots: Roots | None,
+    at: datetime,
+    options: Options,
+) -> LeafProfile | None:
+    """The chain's certificates and what they say of each other.
+
+    C2. Issuer and subject names are equal byte for byte; common names are SEV-{P} (VLEK: SEV-VLEK-{P}) and
+        ARK-{P}; P is the report's product.
+    C3. RSA-4096 with exponent 65537 above, P-384 below.
+    C4. RSASSA-PSS with SHA-384, MGF1-SHA-384 and 48 bytes of salt, inside and outside the signed part alike;
+        trailerField absent or 1.
+    C5. The root's key is one of `roots` for this product.
+    C6. The root signed itself and the intermediate, which signed the leaf.
+    C7. BasicConstraints and KeyUsage let the CAs sign certificates, and the leaf not.
+    C8. `at` is inside every validity.
+    C9. No critical extension is unknown; the leaf's extensions are complete and in form.
+
+    Returns:
+        What the leaf says of itself; None when it cannot be read.
+    """
+    if chain is None:
+        for check in ("C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9"):
+            findings.skip(check, "no complete chain")
+        return None
+    _check_names(chain, product, findings)
+    _check_keys(chain, findings)
+    for name, each in chain.named():
+        _check_algorithm("C4", name, each.inner_algorithm, each.algorithm, findings)
+    findings.conclude("C4")
+    _check_root(chain, product, roots, findings)
+    _check_signatures(chain, findings)
+    _check_usage(chain, findings)
+    _check_validity(chain, at, options, findings)
+    return _check_extensions(chain, findings)
+
+
+def _check_names(chain: Chain, product: Product | None, findings: Findings) -> None:
+    links = (
+        (chain.leaf, chain.intermediate),
+        (chain.intermediate, chain.root),
+        (chain.root, chain.root),
+    )
+    for below, above in links:
+        findings.holds(
+            "C2",
+            below.issuer == above.subject,
+            f"issuer of {below.subject_cn}",
+            below.issuer.hex(),
+            above.subject.hex(),
+        )
+    named = issuing_product(chain.leaf)
+    if named is None:
+        findings.fail("C2", "issuer of the leaf", chain.leaf.issuer_cn, "SEV-{P}, for a VLEK SEV-VLEK-{P}")
+        return
+    issuer = ask_name(named) if leaf_kind(chain.leaf) == "vcek" else asvk_name(named)
+    findings.holds("C2", chain.intermediate.subject_cn == issuer, "CA", chain.intermediate.subject_cn, issuer)
+    findings.holds(
+        "C2", chain.root.subject_cn == ark_name(named), "root", chain.root.subject_cn, ark_name(named)
+    )
+    told = "unknown" if product is None else product.value
+    findings.holds("C2", named is product, "product of the chain", named.value, f"{told}, as the report's")
+    findings.conclude("C2")
+
+
+def _check_keys(chain: Chain, findings: Findings) -> None:
+    for name, each in chain.named()[:2]:
+        findings.holds("C3", each.key == _RSA, f"key of {name}", each.key, _RSA)
+    key = chain.leaf.key
+    plain = isinstance(key, EcKey) and key.curve == OID_P384 and bool(key.x)
+    findings.holds("C3", plain, f"key of {chain.leaf.subject_cn}", key, "an uncompressed point of P-384")
+    findings.conclude("C3")
+
+
+def _check_algorithm(
+    check: str, name: str, inner: SignatureAlgorithm, outer: SignatureAlgorithm, findings: Findings
+) -> None:
+    findings.holds(check, inner.der == outer.der, f"algorithms of {name}", outer.der.hex(), inner.der.hex())
+    findings.holds(check, outer.pss == _AMD_PSS, f"algorithm of {name}", outer.pss or outer.oid, _AMD_PSS)
+
+
+def _check_root(chain: Chain, product: Product | None, roots: Roots | None, findings: Findings) -> None:
+    if roots is None:
+        findings.fail("C5", "roots", "none", "Roots.amd() or Roots.of(...)")
+    elif roots.pinned(chain.root, product):
+        findings.ok("C5")
+    else:
+        findings.fail(
+            "C5", f"SHA-256 of the key of {chain.root.subject_cn}", spki_sha256(chain.root), "a chosen root's"
+        )
+
+
+def _check_signatures(chain: Chain, findings: Findings) -> None:
+    links = ((chain.root, chain.root), (chain.intermediate, chain.root), (chain.leaf, chain.intermediate))
+    for signed, issuer in links:
+        findings.holds(
+            "C6",
+            rsa_signed(signed, issuer),
+            f"signature of {signed.subject_cn}",
+            "another's",
+            f"one by {issuer.subject_cn}",
+        )
+    findings.conclude("C6")
+
+
+def _check_usage(chain: Chain, findings: Findings) -> None:
+    try:
+        for below, (name, each) in ((1, chain.named()[0]), (0, chain.named()[1])):
+            basic, usage = each.basic_constraints(), each.key_usage()
+            good = basic is not None and basic.ca and basic.critical
+            deep = basic is None or basic.path_length is None or basic.path_length >= below
+            findings.holds("C7", good and deep, f"BasicConstraints of {name}", basic, "critical, CA")
+            signs = usage is not None and _CERT_SIGN in usage
+            findings.holds("C7", signs, f"KeyUsage of {name}", sorted(usage or ()), "keyCertSign (5)")
+        basic, usage = chain.leaf.basic_constraints(), chain.leaf.key_usage()
+        findings.holds("C7", basic is None or not basic.ca, "BasicConstraints of the leaf", basic, "no CA")
+        signs = usage is not None and _CERT_SIGN in usage
+        findings.holds("C7", not signs, "KeyUsage of the leaf", sorted(usage or ()), "no keyCertSign (5)")
+    except LayoutError as error:
+        findings.fail("C7", "extension", error, "BasicConstraints and KeyUsage in form")
+    findings.conclude("C7")
+
+
+def _check_validity(chain: Chain, at: datetime, options: Options, findings: Findings) -> None:
+    for name, each in chain.named():
+        span = f"{each.not_before:%Y-%m-%d %H:%M:%S}..{each.not_after:%Y-%m-%d %H:%M:%S}"
+        if each.not_before <= at <= each.not_after:
+            continue
+        if each is chain.leaf and options.allow_expired_leaf and at > each.not_after:
+            findings.warn("C8", f"{name} has expired: {span}", field=name, got=at)
+        else:
+            findings.fail("C8", f"validity of {name}", f"{at:%Y-%m-%d %H:%M:%S}", span)
+    findings.conclude("C8")
+
+
+def _check_extensions(chain: Chain, findings: Findings) -> LeafProfile | None:
+    for name, each in chain.named():
+        for extension in each.extensions:
+            known = extension.oid in _UNDERSTOOD or extension.oid.startswith(f"{EXTENSION_ROOT}.")
+            good = known or not extension.critical
+            findings.holds("C9", good, f"extension of {name}", f"{extension.oid}, critical", "a known one")
+    product = issuing_product(chain.leaf)
+    if product is None:
+        findings.fail("C9", "extensions of the leaf", "no product", "an issuer that names one")
+        return None
+    try:
+        profile = leaf_profile(chain.leaf, product)
+    except LayoutError as error:
+        findings.fail("C9", "extensions of the leaf", error, f"the profile of {product.value}")
+        return None
+    if profile.struct_version not in _STRUCT_VERSIONS:
+        findings.warn(
+            "C9", f"structVersion {profile.struct_version} is not known here", field="structVersion"
+        )
+    for oid in profile.unknown:
+        findings.warn("C9", f"extension {oid} is not known here", field=oid)
+    findings.conclude("C9")
+    return profile
+
+
+def check_revocation(
+    chain: Chain | None, crls: Sequence[Crl], findings: Findings, *, at: datetime, options: Options
+) -> None:
+    """C10. With a CRL of this root: signed by it, current at `at`, and not naming the intermediate.
+
+    Leaves all have serial number 0 and are never revoked one by one. CRLs of other issuers are passed over.
+    """
+    mine = [] if chain is None else [each for each in crls if each.issuer == chain.root.subject]
+    if chain is None or not mine:
+        if options.require_crl:
+            findings.fail("C10", "CRL", f"{len(crls)} of other issuers", "one by the chain's root")
+        else:
+            findings.skip("C10", "no CRL of this root was given")
+        return
+    for crl in mine:
+        _check_crl(crl, chain, at, findings)
+    findings.conclude("C10")
+
+
+def _check_crl(crl: Crl, chain: Chain, at: datetime, findings: Findings) -> None:
+    _check_algorithm("C10", "the CRL", crl.inner_algorithm, crl.algorithm, findings)
+    signed = rsa_signed(crl, chain.root)
+    findings.holds("C10", signed, "signature of the CRL", "another's", f"one by {chain.root.subject_cn}")
+    current = crl.next_update is not None and crl.this_update <= at <= crl.next_update
+    span = f"{crl.this_update:%Y-%m-%d}..{crl.next_update or 'never'}"
+    findings.holds("C10", current, "time of the CRL", f"{at:%Y-%m-%d %H:%M:%S}", span)
+    strange = [each.oid for each in crl.extensions if each.critical and each.oid not in _CRL_UNDERSTOOD]
+    findings.holds("C10", not strange, "critical extensions of the CRL", ", ".join(strange), "known ones")
+    for name, each in chain.named()[:2]:
+        listed = each.serial in crl.revoked
+        findings.holds("C10", not listed, f"serial number of {name}", f"{each.serial:#x}, revoked", "another")

@@ -1,0 +1,179 @@
+"""Checks P1 to P6, P9, P10 and the envelopes around a report: form, before anything is believed.
+
+Source: AMD 56860, ATTESTATION_REPORT and MSG_REPORT_RSP.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from swsnp.abi.snp_message import MsgReportRspHeader
+from swsnp.abi.snp_report import (
+    REPORT_SIZE,
+    AttestationReport,
+    Product,
+    SignatureAlgo,
+    SigningKey,
+    product_of_cpu,
+)
+from swsnp.certs.kds_extensions import issuing_product
+from swsnp.errors import LayoutError
+
+if TYPE_CHECKING:
+    from swsnp.certs.x509_reader import Certificate
+    from swsnp.verify.result import Findings
+
+__all__ = [
+    "check_form",
+    "check_product",
+    "parse_report",
+    "report_from_hcl",
+    "report_from_response",
+]
+
+_VERSIONS: Final = range(2, 6)
+_HCL_MAGIC: Final = b"HCLA"
+_HCL_HEADER: Final = 0x20
+_ALWAYS_RESERVED: Final = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0))
+_BEFORE_3: Final = ((0x188, 0x18B),)
+_BEFORE_5: Final = ((0x1F8, 0x208),)
+
+
+def report_from_response(payload: bytes) -> bytes:
+    """The report in the payload of MSG_REPORT_RSP, as the guest driver hands it out.
+
+    Args:
+        payload: 20h bytes of header, the report, and whatever the buffer has left.
+
+    Raises:
+        LayoutError: a status, another size than a report's, or fewer bytes than that.
+    """
+    header = MsgReportRspHeader.parse_at(payload, 0)
+    if header.status or header.report_size != REPORT_SIZE:
+        raise LayoutError(
+            f"MSG_REPORT_RSP: status {header.status:#x}, report of {header.report_size} bytes, "
+            f"wanted 0 and {REPORT_SIZE} (AMD 56860)"
+        )
+    return _cut(payload, MsgReportRspHeader.SIZE, "MSG_REPORT_RSP")
+
+
+def report_from_hcl(blob: bytes) -> bytes:
+    """The report in the HCL envelope of a confidential VM on Azure.
+
+    Its REPORT_DATA is the hash of runtime data in the same envelope: comparing that is the caller's.
+
+    Raises:
+        LayoutError: no HCL envelope, or one that is cut off.
+    """
+    if blob[:4] != _HCL_MAGIC:
+        raise LayoutError(f"HCL envelope: begins with {blob[:4]!r}, wanted {_HCL_MAGIC!r}")
+    return _cut(blob, _HCL_HEADER, "HCL envelope")
+
+
+def _cut(data: bytes, start: int, where: str) -> bytes:
+    report = bytes(data[start : start + REPORT_SIZE])
+    if len(report) != REPORT_SIZE:
+        raise LayoutError(f"{where}: {len(report)} bytes after its header, wanted {REPORT_SIZE}")
+    return report
+
+
+def parse_report(data: bytes, findings: Findings) -> AttestationReport | None:
+    """P1. Exactly one report; None when it is not."""
+    if len(data) != REPORT_SIZE:
+        findings.fail("P1", "report", f"{len(data)} bytes", f"{REPORT_SIZE} bytes")
+        return None
+    findings.ok("P1")
+    return AttestationReport.parse(data)
+
+
+def check_form(data: bytes, report: AttestationReport, findings: Findings) -> None:
+    """Fields that the document fixes, one by one.
+
+    P2. VERSION is 2 to 5.
+    P3. What the version reserves is zero. Unknown bits of PLATFORM_INFO are told, not refused: they are not
+        reserved as zero, and genuine firmware sets one that no document here names.
+    P4. POLICY bit 17 is one, bits 63:26 are zero.
+    P5. SIGNATURE_ALGO is ECDSA P-384 with SHA-384.
+    P6. SIGNING_KEY is VCEK or VLEK; 7 is an unsigned report.
+    """
+    findings.holds("P2", report.version in _VERSIONS, "VERSION", report.version, "2 to 5", offset=0)
+    findings.conclude("P2")
+    _check_reserved(data, report, findings)
+    policy = report.policy
+    findings.holds("P4", policy.reserved_one == 1, "POLICY bit 17", 0, 1, offset=8)
+    findings.holds("P4", not policy.unnamed(), "POLICY bits 63:26", f"{policy.unnamed():#x}", 0, offset=8)
+    findings.conclude("P4")
+    wanted = int(SignatureAlgo.ECDSA_P384_SHA384)
+    findings.holds(
+        "P5", report.signature_algo == wanted, "SIGNATURE_ALGO", report.signature_algo, wanted, offset=0x34
+    )
+    findings.conclude("P5")
+    key = report.signer_info.signing_key
+    signed = key in (SigningKey.VCEK, SigningKey.VLEK)
+    findings.holds("P6", signed, "SIGNING_KEY", key, "0 (VCEK) or 1 (VLEK)", offset=0x48)
+    findings.conclude("P6")
+
+
+def _check_reserved(data: bytes, report: AttestationReport, findings: Findings) -> None:
+    unknown = report.platform_info.unnamed()
+    if unknown:
+        findings.warn(
+            "P3",
+            f"PLATFORM_INFO has bits that are not known here: {unknown:#x}",
+            field="PLATFORM_INFO",
+            got=f"{unknown:#x}",
+        )
+    before_3 = _BEFORE_3 if report.version < 3 else ()
+    before_5 = _BEFORE_5 if report.version < 5 else ()
+    broken = report.signer_info.unnamed()
+    findings.holds("P3", not broken, "dword 48h, bits 31:5", f"{broken:#x}", 0, offset=0x48)
+    for start, end in (*_ALWAYS_RESERVED, *before_3, *before_5):
+        part = data[start:end]
+        if any(part):
+            at = start + next(n for n, byte in enumerate(part) if byte)
+            findings.fail(
+                "P3", f"bytes {start:#x}..{end - 1:#x}", f"{data[at]:#04x} at {at:#x}", 0, offset=at
+            )
+    if not findings.failed("P3"):
+        findings.ok("P3")
+
+
+def check_product(
+    report: AttestationReport, product: Product | None, leaf: Certificate | None, findings: Findings
+) -> Product | None:
+    """Which product line the report belongs to. Only a claim until the signature has been verified.
+
+    P9. From version 3 on, CPUID family and model name it; the caller's `product` must be the same, and
+        decides alone where they name none.
+    P10. In version 2 the caller names it, or else the leaf's issuer, or else CHIP_ID: 8 bytes and zeros are
+        Turin's. productName is not asked: it does not tell the truth about steppings and models.
+    """
+    if report.version < 3:
+        findings.skip("P9", "version 2 has no family and model")
+        return _product_of_version_2(report, product, leaf, findings)
+    findings.skip("P10", "from version 3 on, family and model say it")
+    family, model = report.cpuid_fam_id, report.cpuid_mod_id
+    told = product_of_cpu(family, model)
+    fms = f"family {family:#x}, model {model:#x}"
+    if told is None and product is None:
+        findings.fail("P9", "CPUID_FAM_ID, CPUID_MOD_ID", fms, "a known product line", offset=0x188)
+    elif told is not None and product not in (None, told):
+        findings.fail("P9", "CPUID_FAM_ID, CPUID_MOD_ID", fms, f"{product and product.value}", offset=0x188)
+    elif told is None:
+        findings.warn("P9", f"{fms} names no product line; taken as {product and product.value}", got=fms)
+    else:
+        findings.ok("P9")
+    return told or product
+
+
+def _product_of_version_2(
+    report: AttestationReport, product: Product | None, leaf: Certificate | None, findings: Findings
+) -> Product | None:
+    found = product or (None if leaf is None else issuing_product(leaf))
+    if found is None and any(report.chip_id[:8]) and not any(report.chip_id[8:]):
+        found = Product.TURIN
+    if found is None:
+        findings.fail("P10", "product", "none named", "one from the caller, the issuer or CHIP_ID")
+        return None
+    findings.ok("P10")
+    return found

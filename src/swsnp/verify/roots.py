@@ -1,0 +1,78 @@
+"""Roots of trust. Which ones count is always the caller's explicit choice, never the evidence's.
+
+Pinned is SHA-256 of the DER SubjectPublicKeyInfo of each product's ARK, so a root issued again under the same
+key stays good. Source: AMD's key service, /vcek/v1/{product}/cert_chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from swsnp.abi.kds import ark_name
+from swsnp.abi.snp_report import Product
+from swsnp.certs.x509_reader import read_all
+from swsnp.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from swsnp.certs.x509_reader import Certificate
+
+__all__ = ["AMD_ARK_SPKI_SHA256", "Roots", "spki_sha256"]
+
+AMD_ARK_SPKI_SHA256: Final = {
+    Product.MILAN: "9f056bee44377e29308cb5ffa895bdfb62d18881fa6bed8d6f075b0204089cb9",
+    Product.GENOA: "429a69c9422aa258ee4d8db5fcda9c6470ef15f8cd5a9cebd6cbc7d90b863831",
+    Product.TURIN: "4f125410563a2ab9a50356f9243f6fe0b6f73de98603f53f90339c70e9d7ad08",
+}
+
+
+def spki_sha256(certificate: Certificate) -> str:
+    """SHA-256 of the certificate's SubjectPublicKeyInfo, in hexadecimal."""
+    return hashlib.sha256(certificate.spki).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """Keys that may stand at the top of a chain, per product line.
+
+    Made by `amd` or `of`. `certificates` are those that the caller gave; they complete a chain whose evidence
+    has no root.
+    """
+
+    pins: Mapping[Product, frozenset[str]]
+    certificates: tuple[Certificate, ...] = ()
+
+    @classmethod
+    def amd(cls) -> Roots:
+        """AMD's own roots: reports of real processors."""
+        return cls({product: frozenset((pin,)) for product, pin in AMD_ARK_SPKI_SHA256.items()})
+
+    @classmethod
+    def of(cls, *der: bytes) -> Roots:
+        """Roots of the caller's choice: an emulated machine's, or a private hierarchy's.
+
+        Args:
+            der: certificates, DER or PEM, each with the common name ARK-{product}.
+
+        Raises:
+            UsageError: none is given.
+            InputError: one is not named like a root, so no product is bound to it.
+            LayoutError: one is malformed.
+        """
+        certificates = tuple(each for data in der for each in read_all(data))
+        if not certificates:
+            raise UsageError("roots: got none, wanted at least one certificate")
+        pins: dict[Product, frozenset[str]] = {}
+        for each in certificates:
+            product = next((p for p in Product if each.subject_cn == ark_name(p)), None)
+            if product is None:
+                raise InputError(f"root: common name {each.subject_cn!r}, wanted ARK-{{Milan,Genoa,Turin}}")
+            pins[product] = pins.get(product, frozenset()) | {spki_sha256(each)}
+        return cls(pins, certificates)
+
+    def pinned(self, certificate: Certificate, product: Product | None) -> bool:
+        """Whether the certificate's key is a chosen root of that product line."""
+        return product is not None and spki_sha256(certificate) in self.pins.get(product, ())
