@@ -12,7 +12,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
-from swsnp.abi.ghcb import GhcbField, MsrCode, TerminateRequest
+from swsnp.abi.ghcb import MsrCode, TerminateRequest
 from swsnp.abi.kvm import (
     EXIT_UNION,
     MAP_GPA_RANGE,
@@ -27,7 +27,6 @@ from swsnp.abi.kvm import (
     RunOffset,
     SystemEvent,
 )
-from swsnp.hardware.memory import BusError
 from swsnp.vmm.host import PAGE, errno_name
 from swsnp.vmm.ram import Broken, Converted, Refused
 from swsnp.vmm.stop import (
@@ -227,19 +226,17 @@ class VcpuRunner:
             return UnhandledExit(ExitReason.SYSTEM_EVENT, "SEV_TERM without the GHCB MSR")
         return self._terminated(event.data[0])
 
-    def _terminated(self, ghcb_msr: int) -> Terminated:
-        """Find the reason: in the MSR, or in the guest's GHCB page when the MSR only says where that is."""
-        protocol = ghcb_msr & _MSR_CODE_MASK
-        if protocol == MsrCode.TERM_REQ:
-            word = TerminateRequest(ghcb_msr)
-            return Terminated(word.reason_set, word.reason_code, ghcb_msr)
-        if protocol != 0:
+    @staticmethod
+    def _terminated(ghcb_msr: int) -> Terminated:
+        """Decode a termination by MSR; one by TERM_REQUEST leaves its reason to KVM's log only.
+
+        The event's exit info 1 cannot be read back: KVM writes its reply's zeros over it before it looks at
+        the event (arch/x86/kvm/svm/sev.c, sev_handle_vmgexit).
+        """
+        if ghcb_msr & _MSR_CODE_MASK != MsrCode.TERM_REQ:
             return Terminated(None, None, ghcb_msr)
-        try:
-            (info1,) = _U64.unpack(self._ram.read(ghcb_msr + GhcbField.SW_EXIT_INFO_1, 8))
-        except BusError:
-            return Terminated(None, None, ghcb_msr)
-        return Terminated(info1 & 0xF, info1 >> 4 & 0xFF, ghcb_msr)
+        word = TerminateRequest(ghcb_msr)
+        return Terminated(word.reason_set, word.reason_code, ghcb_msr)
 
     def _fail_entry(self) -> StopReason:
         return EntryFailed(*_FAIL_ENTRY.unpack_from(self._run, EXIT_UNION))
