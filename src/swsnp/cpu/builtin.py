@@ -137,6 +137,15 @@ class BuiltinProcessor:
             raise self._error
         return self._value
 
+    def abandon(self) -> None:
+        """Give up the program, as when its VM has ended; without a program nothing happens.
+
+        It is closed where it stands, so that it lets go of what it holds, the driver's mutex for one.
+        """
+        if self._program is not None:
+            self._program.close()
+            self._end(error=UsageError("built-in processor: the program was abandoned, it has no result"))
+
     def _end(self, *, value: Any = None, error: BaseException | None = None) -> None:
         self._program = None
         self._ended, self._value, self._error = True, value, error

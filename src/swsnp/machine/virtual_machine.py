@@ -121,6 +121,7 @@ class VirtualMachine:
         processor.start(program)
         stop = self._running.run(vcpu)
         if not isinstance(stop, Idle):
+            processor.abandon()  # what the program held in the guest is let go, as if its thread had died
             raise GuestStopped(self.name, stop)
         return processor.result()
 
