@@ -44,6 +44,7 @@ def capabilities() -> dict[str, Any]:
     from swsnp.front.wrap import doctor
     from swsnp.hypervisor.profiles import DEFAULT, PROFILES
 
+    kvm, seccomp = probe(), doctor.examine()
     return {
         "version": __version__,
         "profiles": {
@@ -52,14 +53,12 @@ def capabilities() -> dict[str, Any]:
         },
         "default_profile": DEFAULT,
         "products": [each.value for each in Product],
-        "accelerators": {"builtin": {"usable": True}, "kvm": _verdict(probe())},
-        "run_backends": {"seccomp": _verdict(doctor.examine())},
+        "accelerators": {"builtin": {"usable": True}, "kvm": _verdict(kvm.usable, kvm.reason, kvm.remedy)},
+        "run_backends": {"seccomp": _verdict(seccomp.usable, seccomp.reason, seccomp.remedy)},
         "signers": {"cryptography": True, "awscrt": find_spec("awscrt") is not None},
         "doors": ["run"],
     }
 
 
-def _verdict(verdict: Any) -> dict[str, Any]:
-    if verdict.usable:
-        return {"usable": True}
-    return {"usable": False, "reason": verdict.reason, "remedy": verdict.remedy}
+def _verdict(usable: bool, reason: str, remedy: str) -> dict[str, Any]:
+    return {"usable": True} if usable else {"usable": False, "reason": reason, "remedy": remedy}

@@ -1,1 +1,1 @@
-"""front."""
+"""Doors: where programs reach the machine, and the only packages that touch the host for them."""

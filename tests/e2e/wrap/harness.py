@@ -1,6 +1,6 @@
 """A program of its own: `harness.py [OPTIONS] -- PROGRAM ARGS` wraps a program around a made-up device.
 
-The device answers SNP_GET_REPORT from the request's bytes, records every call and keeps the driver's order of checks.
+The device answers SNP_GET_REPORT from the request's bytes and records every call.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 NOW = datetime(2024, 5, 5, 1, 2, 3, 456789, tzinfo=UTC)
 # seeds whose prime searches happen to be short
 SEEDS = {
-    Product.MILAN: b"test hierarchy 72",
-    Product.GENOA: b"test hierarchy 48",
-    Product.TURIN: b"test hierarchy 16",
+    Product.MILAN: b"test hierarchy 41",
+    Product.GENOA: b"test hierarchy 41",
+    Product.TURIN: b"test hierarchy 41",
 }
 
 

@@ -25,7 +25,7 @@ from swsnp.verify.roots import Roots
 
 NOW = datetime(2024, 5, 5, 1, 2, 3, tzinfo=UTC)
 # seeds whose prime searches happen to be short
-SEEDS = {Product.MILAN: b"test hierarchy 72", Product.TURIN: b"test hierarchy 16"}
+SEEDS = {Product.MILAN: b"test hierarchy 41", Product.TURIN: b"test hierarchy 41"}
 FAMILY_MODEL = {Product.MILAN: (0x19, 0x01), Product.TURIN: (0x1A, 0x02)}
 
 
