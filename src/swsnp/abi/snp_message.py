@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from enum import IntEnum
 from typing import Final
 
@@ -25,6 +26,7 @@ __all__ = [
     "MsgReportReq",
     "MsgReportRspHeader",
     "PAYLOAD_MAX",
+    "message_header",
     "REPORT_RSP_SIZE",
 ]
 
@@ -78,6 +80,20 @@ class MessageHeader(Record):
     reserved_38: bytes = mbz(0x38, 4)
     msg_vmpck: int = u8(0x3C)
     reserved_3d: bytes = mbz(0x3D, 35)
+
+
+_PLAIN_HEADER: Final = struct.Struct("<32xQ8xBBHBBH4xB35x")
+
+
+def message_header(
+    *, msg_seqno: int, msg_type: int, msg_version: int, msg_size: int, msg_vmpck: int
+) -> bytes:
+    """The 96 bytes of a header as both sides write it: authtag and reserved bytes zero.
+
+    The same as `bytes(MessageHeader(...))`, without the object: this is done four times a request.
+    """
+    algo = (ALGO_AES_256_GCM, HDR_VERSION, HDR_SIZE)
+    return _PLAIN_HEADER.pack(msg_seqno, *algo, msg_type, msg_version, msg_size, msg_vmpck)
 
 
 class KeySel(IntEnum):

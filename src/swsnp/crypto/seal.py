@@ -39,11 +39,11 @@ class MessageKey:
     def __repr__(self) -> str:
         return "MessageKey(withheld)"
 
-    def seal(self, header: MessageHeader, payload: bytes) -> bytes:
+    def seal(self, header: MessageHeader | bytes, payload: bytes) -> bytes:
         """Encrypt a payload under the header's sequence number.
 
         Args:
-            header: its authtag is ignored and replaced.
+            header: the record or its 96 bytes; its authtag is ignored and replaced.
             payload: `header.msg_size` bytes.
 
         Returns:

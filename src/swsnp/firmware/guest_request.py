@@ -12,6 +12,7 @@ from swsnp.abi.snp_message import (
     HDR_VERSION,
     MESSAGE_PAGE,
     MessageHeader,
+    message_header,
 )
 from swsnp.crypto.seal import TagMismatch
 from swsnp.firmware.context import GuestContext, GuestState
@@ -79,11 +80,8 @@ def guest_request(platform: Platform, buffer: GuestRequest) -> None:
             )
         )
     response = request.handler(platform, guest, payload[: request.size].ljust(request.size, b"\0"), vmpck)
-    answer = MessageHeader(
+    answer = message_header(
         msg_seqno=counter + 2,
-        algo=ALGO_AES_256_GCM,
-        hdr_version=HDR_VERSION,
-        hdr_size=HDR_SIZE,
         msg_type=header.msg_type + 1,
         msg_version=HIGHEST_VERSION,
         msg_size=len(response),
@@ -99,7 +97,7 @@ def guest_request(platform: Platform, buffer: GuestRequest) -> None:
                 by="firmware",
                 vmpck=vmpck,
                 seqno=counter + 2,
-                msg_type=answer.msg_type,
+                msg_type=header.msg_type + 1,
                 payload_size=len(response),
             )
         )

@@ -19,13 +19,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from swsnp.abi.snp_message import (
-    ALGO_AES_256_GCM,
     AUTHTAG_SIZE,
-    HDR_SIZE,
-    HDR_VERSION,
     MESSAGE_PAGE,
     PAYLOAD_MAX,
     MessageHeader,
+    message_header,
 )
 from swsnp.crypto.seal import MessageKey, TagMismatch
 from swsnp.errors import LayoutError, SwsnpError, UsageError
@@ -58,6 +56,8 @@ _TYPE_AT: Final = MessageHeader.offset_of("msg_type")
 class ChannelState(Enum):
     """What may happen next."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum hashes the name, in Python
+
     READY = "ready"
     IN_FLIGHT = "in flight"
     WIPED = "wiped"
@@ -65,6 +65,8 @@ class ChannelState(Enum):
 
 class Event(Enum):
     """What happened."""
+
+    __hash__ = object.__hash__
 
     SEAL = "a request was sealed"
     RETRY = "the same request is sent again"
@@ -182,11 +184,8 @@ class Channel:
         seqno = stored + 1
         if seqno >= _SEQNO_LIMIT:
             raise CounterExhausted(f"msg_seqno: got {seqno:#x}, wanted less than {_SEQNO_LIMIT:#x} (Linux)")
-        header = MessageHeader(
+        header = message_header(
             msg_seqno=seqno,
-            algo=ALGO_AES_256_GCM,
-            hdr_version=HDR_VERSION,
-            hdr_size=HDR_SIZE,
             msg_type=msg_type,
             msg_version=msg_version,
             msg_size=size,

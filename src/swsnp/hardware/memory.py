@@ -12,6 +12,7 @@ from swsnp.errors import SwsnpError
 __all__ = ["BusError", "PAGE", "SystemMemory"]
 
 PAGE: Final = 4096
+_OFFSET: Final = PAGE - 1
 _LARGE: Final = 2 << 20
 _MAP_NORESERVE: Final = 0x4000  # named by the mmap module only since Python 3.13
 _MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -34,6 +35,7 @@ class SystemMemory:
         self._bases: list[int] = []
         self._views: dict[int, memoryview] = {}
         self._free: list[int] = []
+        self._pages: dict[int, memoryview] = {}
 
     def allocate(self, size: int) -> int:
         """Map a new region of zeros.
@@ -56,21 +58,19 @@ class SystemMemory:
     def allocate_page(self) -> int:
         """One zeroed page of the host kernel's own."""
         with self._lock:
-            if not self._free:
-                spare = True
-            else:
-                spare = False
-                address = self._free.pop()
-        if spare:
-            base = self.allocate(_LARGE)
+            address = self._free.pop() if self._free else None
+        if address is None:
+            address = self.allocate(_LARGE)
             with self._lock:
-                self._free.extend(range(base + _LARGE - PAGE, base, -PAGE))
-            return base
+                self._free.extend(range(address + _LARGE - PAGE, address, -PAGE))
         self.write(address, bytes(PAGE))
+        # the kernel's own pages are the ones that requests travel in: found without a search
+        self._pages[address >> 12] = self.view(address, PAGE)
         return address
 
     def free_page(self, address: int) -> None:
         """Give a page of `allocate_page` back."""
+        self._pages.pop(address >> 12, None)
         with self._lock:
             self._free.append(address)
 
@@ -86,6 +86,10 @@ class SystemMemory:
         Raises:
             BusError: the range is not wholly inside one region.
         """
+        if (page := self._pages.get(address >> 12)) is not None:
+            start = address & _OFFSET
+            if start + size <= PAGE:
+                return page[start : start + size]
         bases = self._bases
         at = bisect_right(bases, address) - 1
         if at >= 0:

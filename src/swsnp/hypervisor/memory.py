@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MemorySlot", "NestedPaging", "UserMemory"]
 
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 _OFFSET: Final = PAGE - 1
 _PRIVATE: Final = int(MemoryAttribute.PRIVATE)
@@ -84,6 +85,7 @@ class NestedPaging:
         # by guest frame: (page, its system address[, its RMP entry when it was looked at])
         self._host_pages: dict[int, tuple[memoryview, int]] = {}
         self._shared_pages: dict[int, tuple[memoryview, int]] = {}
+        self._shared_runs: dict[tuple[int, int], tuple[memoryview, range]] = {}  # by GPA and bytes
         self._private_pages: dict[int, tuple[memoryview, int, RmpEntry]] = {}
 
     # Configuration: KVM_SET_USER_MEMORY_REGION2, KVM_SET_MEMORY_ATTRIBUTES, changes below
@@ -158,6 +160,7 @@ class NestedPaging:
     def _forget_pages(self) -> None:
         self._host_pages.clear()
         self._shared_pages.clear()
+        self._shared_runs.clear()
         self._private_pages.clear()
 
     def _resolve(self, slot: MemorySlot) -> memoryview | None:
@@ -248,6 +251,8 @@ class NestedPaging:
         """
         start = gpa & _OFFSET
         if start + size > PAGE:
+            if not private and (run := self._shared_run(gpa, size)) is not None:
+                return bytes(run[0])
             return b"".join(self.read(at, length, private=private) for at, length in _by_page(gpa, size))
         if private:
             return bytes(self._private_page(gpa, write=False)[start : start + size])
@@ -259,6 +264,9 @@ class NestedPaging:
         start = gpa & _OFFSET
         size = len(data)
         if start + size > PAGE:
+            if not private and (run := self._shared_run(gpa, size)) is not None and self._writable(*run):
+                run[0][:] = data
+                return
             for at, length in _by_page(gpa, size):
                 self.write(at, memoryview(data)[at - gpa : at - gpa + length], private=private)
             return
@@ -294,6 +302,31 @@ class NestedPaging:
         if done is None:
             raise GuestAccessFault(NestedPageFault(gpa, private=True, write=True))
         return int(done)
+
+    def _shared_run(self, gpa: int, size: int) -> tuple[memoryview, range] | None:
+        """A shared range of several pages in one memslot, with its pages' system addresses.
+
+        None when it is not all shared memory of one slot; going page by page then finds what is wrong where.
+        """
+        if (hit := self._shared_runs.get((gpa, size))) is not None:
+            return hit
+        with self._lock:
+            slot = self.slot_at(gpa)
+            view = None if slot is None else self._resolve(slot)
+            first, last = gpa >> 12, (gpa + size - 1) >> 12
+            if slot is None or view is None or not self.attributes.all_equal(first, last + 1, 0):
+                return None
+            start = gpa - slot.gpa
+            if start + size > len(view):
+                return None
+            address = slot.shared_address + (start & ~_OFFSET)
+            found = view[start : start + size], range(address, address + (last - first + 1) * PAGE, PAGE)
+            _remember(self._shared_runs, (gpa, size), found)
+            return found
+
+    def _writable(self, view: memoryview, pages: range) -> bool:
+        rmp = self.rmp
+        return not view.readonly and not any(rmp[spa].assigned for spa in pages)
 
     def _shared_page(self, gpa: int, *, write: bool) -> tuple[memoryview, int]:
         with self._lock:
@@ -365,7 +398,7 @@ def _by_page(gpa: int, size: int) -> list[tuple[int, int]]:
     return [(start, end - start) for start, end in pairwise(cuts)]
 
 
-def _remember(pages: dict[int, _T], gfn: int, found: _T) -> None:
+def _remember(pages: dict[_K, _T], key: _K, found: _T) -> None:
     if len(pages) >= _CACHED_PAGES:
         pages.clear()
-    pages[gfn] = found
+    pages[key] = found

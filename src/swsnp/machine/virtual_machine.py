@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from queue import LifoQueue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
 
 from swsnp.abi.ghcb import PAGE
@@ -83,7 +83,7 @@ class VirtualMachine:
         self._trace, self._generation, self._clock, self._vmpck_id = trace, generation, clock, vmpck_id
         self.vcpus: dict[int, BuiltinProcessor] = {}
         self.driver: SevGuestDriver | None = None
-        self._idle: LifoQueue[int] = LifoQueue()
+        self._idle: SimpleQueue[int] = SimpleQueue()
         with ExitStack() as undo:
             undo.callback(task.exit)
             makers[self.name] = self._make_processor
@@ -144,7 +144,7 @@ class VirtualMachine:
             trace=self._trace,
             vm=self.name,
         )
-        for vcpu in reversed(self.vcpus):
+        for vcpu in self.vcpus:
             self._idle.put(vcpu)
         return guest
 

@@ -113,6 +113,9 @@ class GuestRam:
         Raises:
             BusError: memory ends before the data; nothing is written then.
         """
+        if (whole := self.slot_of(gpa, len(data))) is not None:
+            self._host.write(whole.address + gpa - whole.gpa, data)
+            return
         targets: list[tuple[int, int, int]] = []
         done = 0
         while done < len(data):

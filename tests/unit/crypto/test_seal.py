@@ -16,6 +16,7 @@ from swsnp.abi.snp_message import (
     MsgReportReq,
     MsgReportRspHeader,
     RootKeySelect,
+    message_header,
 )
 from swsnp.crypto.seal import MessageKey, TagMismatch
 from swsnp.errors import LayoutError
@@ -113,3 +114,11 @@ def test_a_vmpck_has_32_bytes(size: int) -> None:
 def test_repr_withholds_the_key() -> None:
     """Secrets are never in a repr."""
     assert repr(KEY) == "MessageKey(withheld)"
+
+
+def test_a_header_of_bytes_seals_the_same() -> None:
+    """`message_header` is the record's encoding, whatever the values."""
+    fields = {"msg_seqno": 2**64 - 3, "msg_type": 17, "msg_version": 255, "msg_size": 128, "msg_vmpck": 3}
+    record = MessageHeader(algo=1, hdr_version=1, hdr_size=0x60, **fields)
+    assert message_header(**fields) == bytes(record)
+    assert KEY.seal(message_header(**fields), bytes(128)) == KEY.seal(record, bytes(128))
