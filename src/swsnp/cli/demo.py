@@ -184,13 +184,24 @@ def _certs_text(certs: bytes) -> str:
 
 
 def _differences(first: Attestation, second: Attestation) -> list[str]:
+    """The hops that differ, side by side where one stands in for the other."""
+    from difflib import SequenceMatcher
+
     from swsnp.cli.hops import describe
 
-    lines = [f"== what differs between {first.profile} and {second.profile} =="]
     ours, theirs = ([describe(event) for event in each.events] for each in (first, second))
-    for a, b in zip(ours, theirs, strict=False):
-        if a != b:
-            lines += [f"  {a.party}", f"    {first.profile:10} {a.text}", f"    {second.profile:10} {b.text}"]
-    if len(ours) != len(theirs):
-        lines.append(f"  hops: {len(ours)} against {len(theirs)}")
+    kinds = [[type(event) for event in each.events] for each in (first, second)]
+    lines = [f"== what differs between {first.profile} and {second.profile} =="]
+    for tag, a, a_end, b, b_end in SequenceMatcher(None, *kinds, autojunk=False).get_opcodes():
+        if tag == "equal":
+            pairs = zip(ours[a:a_end], theirs[b:b_end], strict=True)
+            for ours_hop, theirs_hop in ((x, y) for x, y in pairs if x != y):
+                lines += [
+                    f"  {ours_hop.party}",
+                    f"    {first.profile:10} {ours_hop.text}",
+                    f"    {second.profile:10} {theirs_hop.text}",
+                ]
+        else:
+            lines += [f"  {hop.party}\n    only {first.profile}: {hop.text}" for hop in ours[a:a_end]]
+            lines += [f"  {hop.party}\n    only {second.profile}: {hop.text}" for hop in theirs[b:b_end]]
     return lines
