@@ -90,7 +90,8 @@ def openssl_accepts(report: bytes, certs: bytes, folder: Path) -> None:
         subprocess.run(
             ["openssl", "x509", "-inform", "DER", "-in", der, "-out", folder / f"{name}.pem"], check=True
         )
-    chain = ["-CAfile", folder / "ark.pem", "-untrusted", folder / "ask.pem", folder / "vcek.pem"]
+    ark, ask, vcek = (str(folder / f"{name}.pem") for name in ("ark", "ask", "vcek"))
+    chain = ["-CAfile", ark, "-untrusted", ask, vcek]
     at = ["-attime", "1770000000"]
     verified = subprocess.run(["openssl", "verify", *at, *chain], capture_output=True, text=True, check=False)
     assert verified.returncode == 0, verified.stderr

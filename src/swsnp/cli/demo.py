@@ -190,9 +190,9 @@ def _differences(first: Attestation, second: Attestation) -> list[str]:
     from swsnp.cli.hops import describe
 
     ours, theirs = ([describe(event) for event in each.events] for each in (first, second))
-    kinds = [[type(event) for event in each.events] for each in (first, second)]
+    kinds = [[type(event).__name__ for event in each.events] for each in (first, second)]
     lines = [f"== what differs between {first.profile} and {second.profile} =="]
-    for tag, a, a_end, b, b_end in SequenceMatcher(None, *kinds, autojunk=False).get_opcodes():
+    for tag, a, a_end, b, b_end in SequenceMatcher(None, kinds[0], kinds[1], autojunk=False).get_opcodes():
         if tag == "equal":
             pairs = zip(ours[a:a_end], theirs[b:b_end], strict=True)
             for ours_hop, theirs_hop in ((x, y) for x, y in pairs if x != y):

@@ -119,6 +119,6 @@ def test_repr_withholds_the_key() -> None:
 def test_a_header_of_bytes_seals_the_same() -> None:
     """`message_header` is the record's encoding, whatever the values."""
     fields = {"msg_seqno": 2**64 - 3, "msg_type": 17, "msg_version": 255, "msg_size": 128, "msg_vmpck": 3}
-    record = MessageHeader(algo=1, hdr_version=1, hdr_size=0x60, **fields)
+    record = MessageHeader(algo=1, hdr_version=1, hdr_size=0x60).but(**fields)
     assert message_header(**fields) == bytes(record)
     assert KEY.seal(message_header(**fields), bytes(128)) == KEY.seal(record, bytes(128))
