@@ -35,10 +35,15 @@ def test_every_answer_is_the_right_one(
 
 
 def test_signals_on_kernels_that_lose_answers(wrapped: Wrapped, build: Build) -> None:
-    """Without WAIT_KILLABLE_RECV (before 5.19) no request reaches the device twice."""
+    """Without WAIT_KILLABLE_RECV (before 5.19) answers that signals take away are played back.
+
+    One window stays: a signal that is taken while the answer is being sent. The kernel then says that it was
+    sent, and still makes the program repeat the call; that looks like a new request, and is answered as one.
+    """
     ended = wrapped(build("processes"), "signals", options=("--not-killable",))
     assert (ended.status, ended.out, ended.err) == (0, "done\n", "")
-    assert len(ended.requests) == len(set(ended.requests)) == 300
+    assert len(set(ended.requests)) == 300
+    assert len(ended.requests) <= 303
 
 
 def test_more_descriptors_than_the_range_has(wrapped: Wrapped, build: Build) -> None:

@@ -5,6 +5,9 @@ nobody, and the program, with SA_RESTART, makes the call again. The device must 
 request: each costs a sequence number, and the second report would be another one. So the finished call is
 kept with what it read and wrote, and is played back when the same thread makes the same call over the same
 bytes.
+
+One window cannot be closed from here: when the signal is taken while the answer is being sent, the kernel
+reports it as sent and drops it all the same. The call then comes again like any new one.
 """
 
 from __future__ import annotations
