@@ -28,9 +28,9 @@ Example:
 
 def run(arguments: Sequence[str]) -> int:
     """The verb: exit code 0 when every report was answered."""
+    ours, qemu = _options(arguments)
     from swsnp.cli.qemu_options import parse_qemu_options
 
-    ours, qemu = _options(arguments)
     options = parse_qemu_options(qemu)
     if options.bios is not None:
         raise UsageError("-bios: the built-in guest needs no firmware image; leave it out")
