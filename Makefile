@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench docs dist clean
+.PHONY: mutate soak fuzz
 
 help:  ## show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,14 +20,24 @@ demo: $(STAMP)  ## one attestation end to end: the series' exit first, then toda
 	$(BIN)/swsnp demo --compare
 
 lint: $(STAMP)  ## ruff
-	$(BIN)/ruff check src tests bench examples
-	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/ruff check src tests bench examples fuzz
+	$(BIN)/ruff format --check src tests bench examples fuzz
 
 types: $(STAMP)  ## mypy --strict
 	$(BIN)/mypy
 
 test: $(STAMP) lint types  ## everything that passes on any host, with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m tests.mutation --checks
+
+mutate: $(STAMP)  ## remove every check in turn, arms and limits too: some test must fail; writes build/mutation.json
+	$(BIN)/python -m tests.mutation --table
+
+soak: $(STAMP)  ## the state machines at random for SWSNP_SOAK_STEPS steps, 2,000,000 unless told
+	SWSNP_SOAK_STEPS=$${SWSNP_SOAK_STEPS:-2000000} $(BIN)/python -m pytest -q tests/property
+
+fuzz: $(STAMP)  ## every reader of foreign bytes, FUZZ_SECONDS each, 60 unless told; findings go to build/fuzz
+	$(BIN)/python -m fuzz
 
 bench: $(STAMP)  ## ratios against the cryptographic floor, measured in one run; writes build/bench.json
 	$(BIN)/python -m bench.run

@@ -1,8 +1,8 @@
 """Ratios of our own jobs against their cryptographic floor, measured in one run.
 
 The floor of a job is what its cryptographic calls cost alone, with the same library, in the same rounds.
-Rounds are interleaved, so that a change of the machine's speed meets both sides;
-the figure is the minimum over rounds, the spread is median over minimum.
+Job and floor take turns of about a millisecond, so that a change of the machine's speed meets both sides;
+the figure is the minimum over turns, the spread is median over minimum. See `scale.py` for `scale/*`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,20 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.jobs import Job, jobs
+from bench.scale import memory_rows, threads_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 OUT = Path("build/bench.json")
-ROUND_S = 0.004
+TURN_S = 0.001
+TURNS = 4
+"""Turns of a job in one round."""
 
 
 @dataclass(slots=True)
 class Series:
-    """Seconds per call, one figure a round."""
+    """Seconds per call, one figure a turn."""
 
     call: Callable[[], object]
     repeat: int
@@ -52,7 +55,7 @@ def _series(call: Callable[[], object]) -> Series:
     start = time.perf_counter()
     call()
     once = time.perf_counter() - start
-    return Series(call, max(1, round(ROUND_S / once)), [])
+    return Series(call, max(1, round(TURN_S / once)), [])
 
 
 def measure(chosen: list[Job], rounds: int) -> list[dict[str, object]]:
@@ -60,8 +63,9 @@ def measure(chosen: list[Job], rounds: int) -> list[dict[str, object]]:
     pairs = [(job, _series(job.call), _series(job.floor)) for job in chosen]
     for _ in range(rounds):
         for _, value, floor in pairs:
-            value.run()
-            floor.run()
+            for _ in range(TURNS):
+                value.run()
+                floor.run()
     rows: list[dict[str, object]] = []
     for job, value, floor in pairs:
         best, least = min(value.figures) * 1e6, min(floor.figures) * 1e6
@@ -98,20 +102,26 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     command = argparse.ArgumentParser(prog="bench", description=__doc__)
     command.add_argument("--rounds", type=int, default=60, help="rounds per job (default: 60)")
+    command.add_argument(
+        "--seconds", type=float, default=60.0, help="of 64 vCPUs (default: 60; 0: leave out)"
+    )
     options = command.parse_args()
     with jobs() as chosen:
         rows = measure(chosen, options.rounds)
+    rows += memory_rows()
+    if options.seconds:
+        rows.append(threads_row(options.seconds))
     machine = _machine()
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps({"machine": machine, "jobs": rows}, indent=2) + "\n")
     table = Table(title="; ".join(f"{name} {value}" for name, value in machine.items()))
-    for column in ("job", "library", "value us", "floor us", "ratio", "own us", "spread", "goal"):
-        table.add_column(column, justify="left" if column in {"job", "library", "goal"} else "right")
+    for column in ("job", "library", "unit", "value", "floor", "ratio", "own", "spread", "goal"):
+        table.add_column(column, justify="left" if column in {"job", "library", "unit", "goal"} else "right")
     for row in rows:
         table.add_row(
             *(
                 str(row[name])
-                for name in ("job", "library", "value", "floor", "ratio", "own", "spread", "goal")
+                for name in ("job", "library", "unit", "value", "floor", "ratio", "own", "spread", "goal")
             )
         )
     Console(width=120).print(table)

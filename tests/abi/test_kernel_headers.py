@@ -48,6 +48,8 @@ HELD = [
         "kvm.h",
         {"immediate_exit": "immediate_exit__unsafe", "exit": "hw", "s": "s"},
     ),
+    Held(kvm.ExitIo, "kvm_run", "kvm.h", base="io"),
+    Held(kvm.ExitMmio, "kvm_run", "kvm.h", skip=frozenset({"pad"}), base="mmio"),
     Held(kvm.ExitHypercall, "kvm_run", "kvm.h", base="hypercall"),
     Held(kvm.ExitMemoryFault, "kvm_run", "kvm.h", base="memory_fault"),
     Held(kvm.ExitSystemEvent, "kvm_run", "kvm.h", base="system_event"),

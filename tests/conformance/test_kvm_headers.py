@@ -10,9 +10,13 @@ import pytest
 
 from swsnp.abi.kvm import (
     EXIT_UNION,
+    PIO_PAGE_OFFSET,
     ExitHypercall,
+    ExitIo,
+    ExitMmio,
     ExitReason,
     ExitSystemEvent,
+    InternalErrorCode,
     Ioctl,
     KvmMpState,
     KvmRunPage,
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from tests.conftest import Skip
 
 HYPERCALL, EVENT = ExitHypercall.offset_of, ExitSystemEvent.offset_of
+IO, MMIO = ExitIo.offset_of, ExitMmio.offset_of
 WANTED: dict[str, int] = {
     "sizeof(struct kvm_run)": KvmRunPage.SIZE,
     "offsetof(struct kvm_run, immediate_exit)": RunOffset.IMMEDIATE_EXIT,
@@ -36,6 +41,19 @@ WANTED: dict[str, int] = {
     "offsetof(struct kvm_run, hypercall.nr)": EXIT_UNION + HYPERCALL("nr"),
     "offsetof(struct kvm_run, hypercall.args)": EXIT_UNION + HYPERCALL("args"),
     "offsetof(struct kvm_run, hypercall.ret)": RunOffset.HYPERCALL_RET,
+    "offsetof(struct kvm_run, hypercall.longmode)": EXIT_UNION + HYPERCALL("flags"),
+    "offsetof(struct kvm_run, io.direction)": EXIT_UNION + IO("direction"),
+    "offsetof(struct kvm_run, io.size)": EXIT_UNION + IO("size"),
+    "offsetof(struct kvm_run, io.port)": EXIT_UNION + IO("port"),
+    "offsetof(struct kvm_run, io.count)": EXIT_UNION + IO("count"),
+    "offsetof(struct kvm_run, io.data_offset)": EXIT_UNION + IO("data_offset"),
+    "offsetof(struct kvm_run, mmio.phys_addr)": EXIT_UNION + MMIO("phys_addr"),
+    "offsetof(struct kvm_run, mmio.data)": EXIT_UNION + MMIO("data"),
+    "offsetof(struct kvm_run, mmio.len)": EXIT_UNION + MMIO("len"),
+    "offsetof(struct kvm_run, mmio.is_write)": EXIT_UNION + MMIO("is_write"),
+    "sizeof(((struct kvm_run *)0)->mmio)": ExitMmio.SIZE,
+    "offsetof(struct kvm_run, internal.data)": EXIT_UNION + 8,
+    "KVM_PIO_PAGE_OFFSET * 4096": PIO_PAGE_OFFSET,
     "offsetof(struct kvm_run, fail_entry.hardware_entry_failure_reason)": EXIT_UNION,
     "offsetof(struct kvm_run, fail_entry.cpu)": EXIT_UNION + 8,
     "offsetof(struct kvm_run, internal.suberror)": EXIT_UNION,
@@ -48,6 +66,11 @@ WANTED: dict[str, int] = {
     "sizeof(struct kvm_mp_state)": KvmMpState.SIZE,
     "KVM_RUN": Ioctl.KVM_RUN,
     "KVM_GET_MP_STATE": 0x8004AE98,
+    "KVM_SET_MP_STATE": Ioctl.KVM_SET_MP_STATE,
+    "KVM_EXIT_IO": ExitReason.IO,
+    "KVM_EXIT_IO_OUT": 1,
+    "KVM_EXIT_MMIO": ExitReason.MMIO,
+    "KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON": InternalErrorCode.UNEXPECTED_EXIT_REASON,
     "KVM_EXIT_HYPERCALL": ExitReason.HYPERCALL,
     "KVM_EXIT_SHUTDOWN": ExitReason.SHUTDOWN,
     "KVM_EXIT_FAIL_ENTRY": ExitReason.FAIL_ENTRY,
@@ -58,6 +81,9 @@ WANTED: dict[str, int] = {
     "KVM_MP_STATE_RUNNABLE": MpState.RUNNABLE,
     "KVM_MP_STATE_UNINITIALIZED": MpState.UNINITIALIZED,
     "KVM_MP_STATE_HALTED": MpState.HALTED,
+    "KVM_MP_STATE_INIT_RECEIVED": MpState.INIT_RECEIVED,
+    "KVM_MP_STATE_SIPI_RECEIVED": MpState.SIPI_RECEIVED,
+    "KVM_MP_STATE_AP_RESET_HOLD": MpState.AP_RESET_HOLD,
 }
 
 

@@ -100,6 +100,7 @@ ROWS: list[tuple[str, object, object, object]] = [
     ("hypercall_ret_preset", False, False, True),
     ("psc_rereads_header", True, True, False),
     ("ap_features_mask", 0x18, 0x18, (1 << 64) - 1),
+    ("ap_refusal_stops_target", True, False, False),
 ]
 
 

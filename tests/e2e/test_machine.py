@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from swsnp import Machine, Product, UsageError
+from swsnp.abi.ghcb import MsrCode
 from swsnp.abi.sev_guest import SnpDerivedKeyReq
 from swsnp.abi.snp_command import Command, FirmwareStatus
 from swsnp.abi.snp_report import AttestationReport, SigningKey
@@ -22,7 +23,7 @@ from swsnp.vmm.certs import BlobFile, exclusive_lock
 from swsnp.vmm.ofd_lock import try_lock, unlock_and_close
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
 NONCE = b"nonce".ljust(64, b"\0")
@@ -335,6 +336,42 @@ def test_firmware_errors_in_the_series() -> None:
         with pytest.raises(IoctlFailed) as caught:
             vm.report(NONCE)
         assert caught.value.exitinfo2 == 0x8000000000000016
+
+
+def test_an_interrupted_request_lets_go_of_the_guest() -> None:
+    """Whatever leaves the VMM (Ctrl-C, exit) cuts the exchange off: key wiped, nobody waits for ever."""
+    machine = Machine()
+
+    def leave() -> bytes:
+        raise SystemExit(3)
+
+    with machine.create_vm(certs=leave, vcpus=2) as vm:
+        vm.boot()
+        with pytest.raises(SystemExit):
+            vm.extended_report(NONCE)
+        for _ in range(2):
+            with pytest.raises(IoctlFailed) as caught:
+                vm.report(NONCE)
+            assert caught.value.errno == errno.ENOTTY
+
+
+def test_a_held_vcpu_is_a_stopped_guest() -> None:
+    """A program that holds its vCPU (AP reset hold) gets no result, and the vCPU can be used again."""
+    machine = Machine()
+
+    def hold() -> Generator[None, None, None]:
+        vm.vcpus[0].ghcb_msr = MsrCode.AP_RESET_HOLD_REQ
+        yield
+
+    def nothing() -> Generator[None, None, int]:
+        yield from ()
+        return 7
+
+    with machine.create_vm(certs=None) as vm:
+        vm.boot()
+        with pytest.raises(GuestStopped):
+            vm.execute(0, hold())
+        assert vm.execute(0, nothing()) == 7
 
 
 def test_usage() -> None:

@@ -6,9 +6,10 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import assume
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
+from tests.property.steps import CountedMachine, machine_test
 
 from swsnp.abi.snp_message import MessageHeader
 from swsnp.crypto.seal import MessageKey
@@ -43,7 +44,7 @@ class SecretsSlot:
         self.bytes = None
 
 
-class HostileHost(RuleBasedStateMachine):
+class HostileHost(CountedMachine):
     """No sequence number ever covers two plaintexts; a wiped channel stays silent."""
 
     def __init__(self) -> None:
@@ -216,12 +217,4 @@ class HostileHost(RuleBasedStateMachine):
             assert not self.channel.usable()
 
 
-TestHostileHost = HostileHost.TestCase
-TestHostileHost.settings = settings(
-    max_examples=60,
-    stateful_step_count=30,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.filter_too_much],
-)
+TestHostileHost = machine_test(HostileHost, steps=6_000, per_run=30)

@@ -16,6 +16,7 @@ __all__ = [
     "CertTableEntry",
     "CertTableGuid",
     "EVENT_INPUTS",
+    "ApJumpTable",
     "ErrorWord",
     "ExitCode",
     "GHCB_MSR",
@@ -23,6 +24,7 @@ __all__ = [
     "GhcbError",
     "GhcbField",
     "HvFeature",
+    "IoioInfo",
     "MsrCode",
     "PAGE",
     "PscEntry",
@@ -30,8 +32,11 @@ __all__ = [
     "PscMsrRequest",
     "PscOp",
     "Reply",
+    "TERMINATION_REASONS",
+    "TerminateInfo",
     "TerminateRequest",
     "VmmError",
+    "describe_termination",
     "field_bit",
     "valid_mask",
 ]
@@ -232,6 +237,88 @@ class TerminateRequest(Word):
     code = bits(11, 0)
     reason_set = bits(15, 12)
     reason_code = bits(23, 16)
+
+
+class TerminateInfo(Word):
+    """SW_EXITINFO1 of a TERM_REQUEST event."""
+
+    reason_set = bits(3, 0)
+    reason_code = bits(11, 4)
+
+
+TERMINATION_REASONS: Final[dict[int, tuple[str, dict[int, str]]]] = {
+    0: (
+        "GHCB specification",
+        {
+            0: "general request",
+            1: "no common GHCB protocol version",
+            2: "the hypervisor lacks an SNP feature that the guest needs",
+        },
+    ),
+    1: (
+        "Linux",
+        {
+            0: "GHCB address not registered",
+            1: "page state change failed",
+            2: "PVALIDATE failed",
+            3: "not running at VMPL0",
+            4: "CPUID page not valid",
+            5: "CPUID from the hypervisor failed",
+            6: "secrets page not valid",
+            7: "no SVSM, although the guest is not at VMPL0",
+            8: "an SVSM is present, although the guest is at VMPL0",
+            9: "calling area of the SVSM not page aligned",
+            10: "Secure TSC failed",
+            11: "calling area of the SVSM could not be moved",
+            12: "Secure AVIC failed",
+        },
+    ),
+}
+"""Reason sets: who defines the codes, and what each means. Source: AMD 56421; Linux, asm/sev-common.h."""
+
+
+def describe_termination(ghcb_msr: int, info1: int | None = None) -> str:
+    """Say for people why a guest was terminated.
+
+    Args:
+        ghcb_msr: the datum of KVM_EXIT_SYSTEM_EVENT, SEV_TERM: the GHCB MSR's value.
+        info1: exit info 1 of the TERM_REQUEST event, where it is known. KVM writes 0 over it in the page
+            before it looks at the event, so userspace cannot read it there.
+    """
+    code = ghcb_msr & 0xFFF
+    if code == MsrCode.TERM_REQ:
+        asked = TerminateRequest(ghcb_msr)
+        return _say_reason(asked.reason_set, asked.reason_code)
+    if code:
+        return f"GHCB MSR request {code:#05x} is for SNP guests only, and this guest is none"
+    if info1 is None:
+        return f"TERM_REQUEST through the GHCB at {ghcb_msr:#x}; its reason is in KVM's log only"
+    event = TerminateInfo(info1)
+    return _say_reason(event.reason_set, event.reason_code)
+
+
+def _say_reason(reason_set: int, reason_code: int) -> str:
+    owner, reasons = TERMINATION_REASONS.get(reason_set, ("unknown", {}))
+    reason = reasons.get(reason_code, "unknown")
+    return f"set {reason_set} ({owner}), code {reason_code}: {reason}"
+
+
+class IoioInfo(Word):
+    """SW_EXITINFO1 of an IOIO event, as EXITINFO1 of the architectural exit (AMD 24593)."""
+
+    read = bits(0, 0)
+    string = bits(2, 2)
+    rep = bits(3, 3)
+    size = bits(6, 4)
+    """Bytes: the exit's three size bits are 1, 2 and 4."""
+    port = bits(31, 16)
+
+
+class ApJumpTable(IntEnum):
+    """SW_EXITINFO1 of an AP_JUMP_TABLE event."""
+
+    SET = 0
+    GET = 1
 
 
 class PscOp(IntEnum):

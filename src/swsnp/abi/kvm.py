@@ -17,10 +17,14 @@ __all__ = [
     "EXIT_UNION",
     "ExitCoco",
     "ExitHypercall",
+    "ExitIo",
     "ExitMemoryFault",
+    "ExitMmio",
     "ExitReason",
     "ExitSnpReqCerts",
     "ExitSystemEvent",
+    "HYPERCALL_LONG_MODE",
+    "InternalErrorCode",
     "Ioctl",
     "KvmCreateGuestMemfd",
     "KvmDeviceAttr",
@@ -38,6 +42,7 @@ __all__ = [
     "MapGpaRange",
     "MemoryAttribute",
     "MpState",
+    "PIO_PAGE_OFFSET",
     "ReqCertsV1",
     "RunOffset",
     "SevCommand",
@@ -51,6 +56,10 @@ EXIT_UNION: Final = 32
 EXIT_UNION_SIZE: Final = 256
 MAP_GPA_RANGE: Final = 12
 """KVM_HC_MAP_GPA_RANGE."""
+HYPERCALL_LONG_MODE: Final = 1
+"""KVM_EXIT_HYPERCALL_LONG_MODE, in the flags of KVM_EXIT_HYPERCALL."""
+PIO_PAGE_OFFSET: Final = 4096
+"""Where the data of KVM_EXIT_IO lies in the vCPU mapping."""
 
 
 class Ioctl(IntEnum):
@@ -64,6 +73,7 @@ class Ioctl(IntEnum):
     KVM_SET_USER_MEMORY_REGION2 = 0x40A0AE49
     KVM_RUN = 0xAE80
     KVM_GET_MP_STATE = 0x8004AE98
+    KVM_SET_MP_STATE = 0x4004AE99
     KVM_ENABLE_CAP = 0x4068AEA3
     KVM_MEMORY_ENCRYPT_OP = 0xC008AEBA
     KVM_SET_MEMORY_ATTRIBUTES = 0x4020AED2
@@ -125,12 +135,24 @@ class SystemEvent(IntEnum):
     SEV_TERM = 6
 
 
+class InternalErrorCode(IntEnum):
+    """Suberror of KVM_EXIT_INTERNAL_ERROR."""
+
+    EMULATION = 1
+    SIMUL_EX = 2
+    DELIVERY_EV = 3
+    UNEXPECTED_EXIT_REASON = 4
+
+
 class MpState(IntEnum):
-    """KVM_GET_MP_STATE."""
+    """KVM_GET_MP_STATE and KVM_SET_MP_STATE."""
 
     RUNNABLE = 0
     UNINITIALIZED = 1
+    INIT_RECEIVED = 2
     HALTED = 3
+    SIPI_RECEIVED = 4
+    AP_RESET_HOLD = 9
 
 
 class MemoryAttribute(IntEnum):
@@ -203,6 +225,28 @@ class ExitSnpReqCerts(Record):
     gpa: int = u64(0)
     npages: int = u64(8)
     ret: int = u64(16)
+
+
+@record(size=16, source="Linux, kvm_run.io")
+class ExitIo(Record):
+    """Exit 2: `count` items of `size` bytes at `data_offset` of the vCPU mapping; direction 0 in, 1 out."""
+
+    direction: int = u8(0)
+    size: int = u8(1)
+    port: int = u16(2)
+    count: int = u32(4)
+    data_offset: int = u64(8)
+
+
+@record(size=24, source="Linux, kvm_run.mmio")
+class ExitMmio(Record):
+    """Exit 6: the first `len` bytes of `data` count."""
+
+    phys_addr: int = u64(0)
+    data: bytes = blob(8, 8)
+    len: int = u32(16)
+    is_write: int = u8(20)
+    pad: bytes = mbz(21, 3)
 
 
 @record(size=72, source="Linux, kvm_run.hypercall")

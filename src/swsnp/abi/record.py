@@ -34,6 +34,14 @@ class _Spec(NamedTuple):
     encode: Callable[[Any], bytes] | None = None
 
 
+class _Reader(NamedTuple):
+    """What `parse` needs, in one look-up: bytes to values, what decodes which of them, where each goes."""
+
+    unpack: Callable[[bytes | bytearray | memoryview], tuple[Any, ...]]
+    decoders: tuple[tuple[int, Callable[[Any], Any]], ...]
+    setters: tuple[Callable[[Any, Any], None], ...]
+
+
 def _integer(offset: int, size: int, code: str, word: type[int]) -> _Spec:
     return _Spec(offset, size, code, word(0), None if word is int else word)
 
@@ -91,9 +99,8 @@ class Record:
     SIZE: ClassVar[int] = 0
     SOURCE: ClassVar[str] = ""
     _struct: ClassVar[struct.Struct] = struct.Struct("")
-    _setters: ClassVar[tuple[Callable[[Any, Any], None], ...]] = ()
+    _reader: ClassVar[_Reader]
     _values: ClassVar[Callable[[Any], tuple[Any, ...]]] = lambda _: ()
-    _decoders: ClassVar[tuple[tuple[int, Callable[[Any], Any]], ...]] = ()
     _encoders: ClassVar[tuple[tuple[int, Callable[[Any], bytes]], ...]] = ()
     _blobs: ClassVar[tuple[tuple[str, int], ...]] = ()
 
@@ -113,15 +120,19 @@ class Record:
         Raises:
             LayoutError: any other number of bytes.
         """
-        if len(data) != cls.SIZE:
-            raise LayoutError(f"{cls.__name__}: got {len(data)} bytes, wanted {cls.SIZE} ({cls.SOURCE})")
-        values: Any = cls._struct.unpack(data)
-        if cls._decoders:
+        unpack, decoders, setters = cls._reader
+        try:
+            values: Any = unpack(data)
+        except struct.error:
+            raise LayoutError(
+                f"{cls.__name__}: got {len(data)} bytes, wanted {cls.SIZE} ({cls.SOURCE})"
+            ) from None
+        if decoders:
             values = list(values)
-            for index, decode in cls._decoders:
+            for index, decode in decoders:
                 values[index] = decode(values[index])
-        self = cls.__new__(cls)
-        for put, value in zip(cls._setters, values, strict=True):
+        self = object.__new__(cls)
+        for put, value in zip(setters, values, strict=False):  # one each, by the way both were made
             put(self, value)
         return self
 
@@ -188,9 +199,12 @@ def record(*, size: int, source: str) -> Callable[[type[_R]], type[_R]]:
         listed = list(specs.items())
         made.SIZE, made.SOURCE = size, source
         made._struct = struct.Struct("<" + "".join(spec.code for _, spec in listed))
-        made._setters = tuple(made.__dict__[name].__set__ for name, _ in listed)
         made._values = _getter([name for name, _ in listed])
-        made._decoders = tuple((i, s.decode) for i, (_, s) in enumerate(listed) if s.decode is not None)
+        made._reader = _Reader(
+            made._struct.unpack,
+            tuple((i, s.decode) for i, (_, s) in enumerate(listed) if s.decode is not None),
+            tuple(made.__dict__[name].__set__ for name, _ in listed),
+        )
         made._encoders = tuple((i, s.encode) for i, (_, s) in enumerate(listed) if s.encode is not None)
         made._blobs = tuple((name, s.size) for name, s in listed if s.code.endswith("s") and s.decode is None)
         return made  # type: ignore[no-any-return]
@@ -220,12 +234,15 @@ class Word(int):
     """An integer with named ranges of bits; bits without a name survive."""
 
     _ranges: ClassVar[dict[str, bits]] = {}
+    _named: ClassVar[int] = 0
 
     def __init_subclass__(cls) -> None:
         cls._ranges = {
             **cls._ranges,
             **{name: value for name, value in vars(cls).items() if isinstance(value, bits)},
         }
+        for span in cls._ranges.values():
+            cls._named |= span.mask
 
     @classmethod
     def ranges(cls) -> dict[str, bits]:
@@ -258,10 +275,7 @@ class Word(int):
 
     def unnamed(self) -> int:
         """The bits outside every named range, in place."""
-        rest = int(self)
-        for span in self.ranges().values():
-            rest &= ~span.mask
-        return rest
+        return self & ~self._named
 
     def decoded(self) -> dict[str, int]:
         """Every named range and its value."""

@@ -10,10 +10,13 @@ from swsnp.abi.snp_report import GuestPolicy, TcbVersion
 
 __all__ = [
     "Activate",
+    "ActivateEx",
     "Command",
     "Commit",
     "Config",
     "ConfigFlags",
+    "DownloadFirmwareEx",
+    "FeatureEcx",
     "FeatureInfo",
     "FeatureInfoOutput",
     "FirmwareStatus",
@@ -22,6 +25,7 @@ __all__ = [
     "GuestRequest",
     "GuestStatus",
     "GuestStatusBuffer",
+    "HvReportReq",
     "InitEx",
     "InitExFlags",
     "LaunchFinish",
@@ -60,6 +64,7 @@ class Command(IntEnum):
     SNP_GCTX_CREATE = 0x093
     SNP_GUEST_REQUEST = 0x094
     SNP_ACTIVATE_EX = 0x095
+    SNP_HV_REPORT_REQ = 0x096
     SNP_LAUNCH_START = 0x0A0
     SNP_LAUNCH_UPDATE = 0x0A1
     SNP_LAUNCH_FINISH = 0x0A2
@@ -217,6 +222,18 @@ class Activate(Record):
     reserved_0c: int = u32(0x0C)
 
 
+@record(size=0x20, source="AMD 56860, SNP_ACTIVATE_EX")
+class ActivateEx(Record):
+    """Command buffer of SNP_ACTIVATE_EX; IDS_PADDR names NUMIDS APIC ids of 4 bytes."""
+
+    length: int = u32(0x00)
+    reserved_04: int = u32(0x04)
+    gctx_paddr: int = u64(0x08)
+    asid: int = u32(0x10)
+    numids: int = u32(0x14)
+    ids_paddr: int = u64(0x18)
+
+
 @record(size=0x10, source="AMD 56860, SNP_GUEST_STATUS")
 class GuestStatus(Record):
     """Command buffer of SNP_GUEST_STATUS."""
@@ -244,6 +261,16 @@ class GuestRequest(Record):
     gctx_paddr: int = u64(0x00)
     request_paddr: int = u64(0x08)
     response_paddr: int = u64(0x10)
+
+
+@record(size=0x18, source='Linux, patch series "SEV-SNP hypervisor report request" v6')
+class HvReportReq(Record):
+    """Command buffer of SNP_HV_REPORT_REQ; bits 1:0 of KEY_SEL are the selection."""
+
+    length: int = u32(0x00)
+    key_sel: int = u32(0x04)
+    gctx_paddr: int = u64(0x08)
+    hv_report_paddr: int = u64(0x10)
 
 
 class LaunchStartFlags(Word):
@@ -348,6 +375,17 @@ class Commit(Record):
     length: int = u32(0)
 
 
+@record(size=0x18, source="AMD 56860, SNP_DOWNLOAD_FIRMWARE_EX")
+class DownloadFirmwareEx(Record):
+    """Command buffer of SNP_DOWNLOAD_FIRMWARE_EX; bit 0 of FLAGS is COMMIT."""
+
+    length: int = u32(0x00)
+    reserved_04: int = u32(0x04)
+    fw_paddr: int = u64(0x08)
+    fw_len: int = u32(0x10)
+    flags: int = u32(0x14)
+
+
 @record(size=0x10, source="AMD 56860, SNP_VLEK_LOAD")
 class VlekLoad(Record):
     """Command buffer of SNP_VLEK_LOAD; also struct sev_user_data_snp_vlek_load of Linux."""
@@ -377,6 +415,18 @@ class FeatureInfo(Record):
     length: int = u32(0x00)
     ecx_in: int = u32(0x04)
     feature_info_paddr: int = u64(0x08)
+
+
+class FeatureEcx(Word):
+    """ECX of SNP_FEATURE_INFO for ECX_IN 0."""
+
+    vlek = bits(0, 0)
+    x86_snp_shutdown = bits(1, 1)
+    rapl_dis = bits(2, 2)
+    ciphertext_hiding = bits(3, 3)
+    aes_256_xts = bits(4, 4)
+    cxl_allow = bits(5, 5)
+    verify_mitigation = bits(13, 13)
 
 
 @record(size=0x10, source="AMD 56860, SNP_FEATURE_INFO output")

@@ -6,13 +6,14 @@ import struct
 from enum import IntEnum
 from typing import Final
 
-from swsnp.abi.record import Record, Word, bits, blob, mbz, record, u8, u16, u32, u64
+from swsnp.abi.record import Record, Word, bits, blob, mbz, record, sub, u8, u16, u32, u64
 from swsnp.abi.snp_report import TcbVersion
 
 __all__ = [
     "ALGO_AES_256_GCM",
     "AUTHTAG_SIZE",
     "GuestFieldSelect",
+    "GuestFieldSelectV2",
     "HDR_SIZE",
     "HDR_VERSION",
     "KeySelWord",
@@ -21,10 +22,14 @@ __all__ = [
     "MSG_TYPE_OFFSET",
     "MessageHeader",
     "MessageType",
+    "MsgCpuidHeader",
     "MsgKeyReq",
+    "MsgKeyReqV2",
     "MsgKeyRsp",
     "MsgReportReq",
     "MsgReportRspHeader",
+    "MsgTscInfoRsp",
+    "TSC_INFO_SIZE",
     "PAYLOAD_MAX",
     "message_header",
     "REPORT_RSP_SIZE",
@@ -159,6 +164,21 @@ class MsgKeyReq(Record):
     tcb_version: TcbVersion = u64(0x18, TcbVersion)
 
 
+class GuestFieldSelectV2(GuestFieldSelect):
+    """GUEST_FIELD_SELECT of MSG_KEY_REQ version 2."""
+
+    launch_mit_vector = bits(6, 6)
+
+
+@record(size=0x30, source="AMD 56860, MSG_KEY_REQ version 2; UNVERIFIED: the size that it is padded to")
+class MsgKeyReqV2(Record):
+    """Request for a derived key that may be bound to a mitigation vector."""
+
+    version_1: MsgKeyReq = sub(0x00, MsgKeyReq)
+    launch_mit_vector: int = u64(0x20)
+    reserved_28: bytes = mbz(0x28, 8)
+
+
 @record(size=0x40, source="AMD 56860, MSG_KEY_RSP")
 class MsgKeyRsp(Record):
     """The derived key; zero unless the status is zero."""
@@ -166,3 +186,28 @@ class MsgKeyRsp(Record):
     status: int = u32(0x00)
     reserved_04: bytes = mbz(0x04, 28)
     derived_key: bytes = blob(0x20, 32)
+
+
+@record(size=0x10, source="AMD 56860, MSG_CPUID_REQ and MSG_CPUID_RSP")
+class MsgCpuidHeader(Record):
+    """What precedes the entries: COUNT and zeros in the request, STATUS and COUNT in the response."""
+
+    count_or_status: int = u32(0x00)
+    count: int = u32(0x04)
+    reserved_08: bytes = mbz(0x08, 8)
+
+
+TSC_INFO_SIZE: Final = 0x80
+"""MSG_TSC_INFO_REQ, all zero, and its response."""
+
+
+@record(size=TSC_INFO_SIZE, source="AMD 56860, MSG_TSC_INFO_RSP")
+class MsgTscInfoRsp(Record):
+    """What the guest's time stamp counter is made from; zero unless the status is zero."""
+
+    status: int = u32(0x00)
+    reserved_04: int = u32(0x04)
+    guest_tsc_scale: int = u64(0x08)
+    guest_tsc_offset: int = u64(0x10)
+    tsc_factor: int = u32(0x18)
+    reserved_1c: bytes = mbz(0x1C, 100)

@@ -51,7 +51,8 @@ OID_BASIC_CONSTRAINTS: Final = "2.5.29.19"
 _PEM_MARK: Final = b"-----BEGIN"
 _PEM_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.DOTALL)
 _TEXT_TAGS: Final = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}
-_ASN1CRYPTO_FAULTS: Final = (ValueError, TypeError, KeyError, IndexError, OverflowError)
+# AttributeError: its classes for ObjectDescriptor, InstanceOf and Real have no value
+_ASN1CRYPTO_FAULTS: Final = (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

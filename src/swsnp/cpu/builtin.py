@@ -124,6 +124,11 @@ class BuiltinProcessor:
             raise
         return _VMGEXIT
 
+    @property
+    def busy(self) -> bool:
+        """Whether a program was started and has not ended."""
+        return self._program is not None
+
     def result(self) -> Any:
         """What the last program returned.
 

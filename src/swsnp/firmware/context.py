@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.snp_launch import INITIAL_DIGEST, IdBlock
+from swsnp.abi.snp_migration import MetadataEntry
 from swsnp.abi.snp_report import GuestPolicy, TcbVersion
 from swsnp.crypto.seal import KEY_SIZE, MessageKey
 
@@ -55,6 +56,8 @@ class GuestContext:
     asid: int = 0
     active: bool = False
     """With an ASID: False is an activation that waits for SNP_LAUNCH_FINISH."""
+    sockets: frozenset[int] = frozenset()
+    """Sockets whose cores have the guest's key."""
     ld: bytes = INITIAL_DIGEST
     imd: bytes = INITIAL_DIGEST
     imi_en: bool = False
@@ -64,6 +67,9 @@ class GuestContext:
     ma_paddr: int = NO_MIGRATION_AGENT
     launch_mit_vector: int = 0
     oek: bytes = field(default=b"", repr=False)
+    oek_iv_count: int = 0
+    """IVs that page swapping has used under the OEK."""
+    root_md_entry: MetadataEntry = field(default_factory=MetadataEntry)
     vmrk: bytes = field(default=b"", repr=False)
     vmpcks: tuple[bytes, ...] = field(default=(), repr=False)
     message_keys: tuple[MessageKey, ...] = field(default=(), repr=False)
@@ -83,10 +89,14 @@ class GuestContext:
     def draw_secrets(self, entropy: Callable[[int], bytes]) -> None:
         """The random keys and REPORT_ID of a guest; at SNP_LAUNCH_START."""
         self.oek = entropy(KEY_SIZE)
-        self.vmpcks = tuple(entropy(KEY_SIZE) for _ in range(4))
-        self.message_keys = tuple(MessageKey(key) for key in self.vmpcks)
+        self.install_vmpcks(tuple(entropy(KEY_SIZE) for _ in range(4)))
         self.vmrk = entropy(KEY_SIZE)
         self.report_id = entropy(32)
+
+    def install_vmpcks(self, vmpcks: tuple[bytes, ...]) -> None:
+        """Talk to the guest under these keys from the next message on; VMPCK0..3."""
+        self.vmpcks = vmpcks
+        self.message_keys = tuple(MessageKey(key) for key in vmpcks)
 
     def erase(self) -> None:
         """Forget every key; at SNP_DECOMMISSION."""

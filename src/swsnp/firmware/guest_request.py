@@ -17,11 +17,12 @@ from swsnp.abi.snp_message import (
 from swsnp.crypto.seal import TagMismatch
 from swsnp.firmware.context import GuestContext, GuestState
 from swsnp.firmware.faults import FirmwareFault
-from swsnp.firmware.messages import HIGHEST_VERSION, REQUESTS, Request
+from swsnp.firmware.messages import REQUESTS, REQUESTS_2, Request
 from swsnp.hardware.rmp import PageState
 
 if TYPE_CHECKING:
     from swsnp.firmware.platform import Platform
+    from swsnp.hardware.rmp import RmpEntry
 
 __all__ = ["COUNTER_MAX", "guest_request"]
 
@@ -30,6 +31,7 @@ COUNTER_MAX: Final = (1 << 64) - 2
 _PAGE_MASK: Final = MESSAGE_PAGE - 1
 _BLOCK: Final = 16
 _VMPCKS: Final = 4
+_VERSION_2: Final = 2
 
 
 def guest_request(platform: Platform, buffer: GuestRequest) -> None:
@@ -37,6 +39,9 @@ def guest_request(platform: Platform, buffer: GuestRequest) -> None:
 
     The request page is copied once and looked at only in the copy. Nothing but header and payload of the
     response is written, and the counter moves only with success: the guest may send the same message again.
+
+    While a report is signed other commands may run (`Platform.aside`). This one has changed nothing by then,
+    and starts again when they changed what its answer stands on: it is as if done in one piece at its end.
 
     1. Low bits of GCTX_PADDR: INVALID_PARAM.
     2. SNP not INIT: INVALID_PLATFORM_STATE.
@@ -53,10 +58,18 @@ def guest_request(platform: Platform, buffer: GuestRequest) -> None:
     16. The message's own checks: SUCCESS, with the failure inside the response.
     17. The response does not fit its page: INVALID_PARAM.
     """
-    guest = _find_guest(platform, buffer)
+    guest, response_entry = _find_guest(platform, buffer)
     page = platform.memory.read(buffer.request_paddr & ~_PAGE_MASK, MESSAGE_PAGE)
     offset = buffer.request_paddr & _PAGE_MASK
     message = page[offset:] if offset else page
+    while not _answer(platform, buffer, message, guest, response_entry):
+        guest, response_entry = _find_guest(platform, buffer)
+
+
+def _answer(
+    platform: Platform, buffer: GuestRequest, message: bytes, guest: GuestContext, response_entry: RmpEntry
+) -> bool:
+    """Checks 8 to 17 and the response; False when other commands changed what it stands on."""
     header = _checked_header(message)
     vmpck = header.msg_vmpck
     key = guest.message_keys[vmpck]
@@ -79,18 +92,29 @@ def guest_request(platform: Platform, buffer: GuestRequest) -> None:
                 payload_size=header.msg_size,
             )
         )
-    response = request.handler(platform, guest, payload[: request.size].ljust(request.size, b"\0"), vmpck)
+    response_size = request.response_size or header.msg_size
+    # before 16, of which nothing is seen when this fails: a guest that exports itself must not be lost
+    if (buffer.response_paddr & _PAGE_MASK) + HDR_SIZE + response_size > MESSAGE_PAGE:
+        raise FirmwareFault(FirmwareStatus.INVALID_PARAM)  # 17
+    variables, counts = platform.chip.variables, guest.message_counts
+    response = request.handler(platform, guest, payload, vmpck)
+    if request.signs and (
+        platform.chip.variables is not variables
+        or platform.guests.get(buffer.gctx_paddr) is not guest
+        or platform.rmp[buffer.response_paddr] is not response_entry
+        or guest.message_counts is not counts
+        or counts[vmpck] != counter
+    ):
+        return False
     answer = message_header(
         msg_seqno=counter + 2,
         msg_type=header.msg_type + 1,
-        msg_version=HIGHEST_VERSION,
-        msg_size=len(response),
+        msg_version=header.msg_version,
+        msg_size=response_size,
         msg_vmpck=vmpck,
     )
-    if (buffer.response_paddr & _PAGE_MASK) + HDR_SIZE + len(response) > MESSAGE_PAGE:
-        raise FirmwareFault(FirmwareStatus.INVALID_PARAM)  # 17
     platform.memory.write(buffer.response_paddr, key.seal(answer, response))
-    guest.message_counts[vmpck] = counter + 2
+    counts[vmpck] = counter + 2  # of the keys that answered: an absorbed context has its own
     if emit is not None:
         emit(
             trace.MessageSealed(
@@ -101,9 +125,11 @@ def guest_request(platform: Platform, buffer: GuestRequest) -> None:
                 payload_size=len(response),
             )
         )
+    return True
 
 
-def _find_guest(platform: Platform, buffer: GuestRequest) -> GuestContext:
+def _find_guest(platform: Platform, buffer: GuestRequest) -> tuple[GuestContext, RmpEntry]:
+    """The guest and the entry of its response page; checks 1 to 7."""
     gctx = buffer.gctx_paddr
     if gctx & _PAGE_MASK:
         raise FirmwareFault(FirmwareStatus.INVALID_PARAM)  # 1
@@ -118,7 +144,7 @@ def _find_guest(platform: Platform, buffer: GuestRequest) -> GuestContext:
         raise FirmwareFault(FirmwareStatus.INVALID_PAGE_SIZE)  # 6
     if guest.state is not GuestState.RUNNING:
         raise FirmwareFault(FirmwareStatus.INVALID_GUEST_STATE)  # 7
-    return guest
+    return guest, response
 
 
 def _checked_header(message: bytes) -> MessageHeader:
@@ -142,8 +168,14 @@ def _checked_header(message: bytes) -> MessageHeader:
 
 def _known_request(platform: Platform, header: MessageHeader) -> Request:
     """Checks 14 and 15, and with a strict chip whether the payload holds the whole request."""
-    request = REQUESTS.get(header.msg_type)
-    if not 1 <= header.msg_version <= HIGHEST_VERSION or request is None:
+    version = header.msg_version
+    if version == 1:
+        request = REQUESTS.get(header.msg_type)
+    elif version == _VERSION_2 <= platform.chip.settings.key_req_version:
+        request = REQUESTS_2.get(header.msg_type)
+    else:
+        request = None
+    if request is None:
         raise FirmwareFault(FirmwareStatus.INVALID_PARAM)
     if platform.chip.settings.strict_msg_size and header.msg_size < request.size:
         raise FirmwareFault(FirmwareStatus.INVALID_PARAM)

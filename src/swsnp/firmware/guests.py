@@ -1,12 +1,14 @@
-"""Commands that give guests contexts, ASIDs and pages. Source: AMD 56860, commands 90h..93h and C7h."""
+"""Commands that give guests contexts, ASIDs and pages. Source: AMD 56860, commands 90h..93h, 95h and C7h."""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.snp_command import (
     Activate,
+    ActivateEx,
     FirmwareStatus,
     GctxAddress,
     GuestStatus,
@@ -14,20 +16,30 @@ from swsnp.abi.snp_command import (
     PageReclaim,
 )
 from swsnp.firmware.context import GuestContext, GuestState
-from swsnp.firmware.faults import require
+from swsnp.firmware.faults import FirmwareFault, require
 from swsnp.firmware.platform import AsidState
-from swsnp.hardware.memory import PAGE
+from swsnp.hardware.memory import PAGE, BusError
 from swsnp.hardware.rmp import PageState
 
 if TYPE_CHECKING:
     from swsnp.firmware.platform import Platform
     from swsnp.hardware.rmp import Rmp
 
-__all__ = ["activate", "decommission", "gctx_create", "guest_status", "page_reclaim", "reclaim"]
+__all__ = [
+    "activate",
+    "activate_ex",
+    "decommission",
+    "forget",
+    "gctx_create",
+    "guest_status",
+    "page_reclaim",
+    "reclaim",
+]
 
 _PAGE_MASK: Final = PAGE - 1
 _LARGE_MASK: Final = (2 << 20) - 1
 _VEK_SIZE: Final = 32
+_APIC_ID_SIZE: Final = 4
 _RECLAIMABLE: Final = {
     PageState.METADATA,
     PageState.FIRMWARE,
@@ -82,16 +94,82 @@ def activate(platform: Platform, buffer: Activate) -> None:
     guest = platform.guest(buffer.gctx_paddr)
     require(guest.state is not GuestState.INIT, FirmwareStatus.INVALID_GUEST_STATE)
     require(not platform.rmp.pages_of(asid) or asid == 0, FirmwareStatus.INVALID_CONFIG)
-    on_one_socket = platform.chip.settings.sockets == 1
-    require(on_one_socket or not guest.policy.single_socket, FirmwareStatus.POLICY_FAILURE)
-    state = platform.asids.get(asid)
-    require(state is not None, FirmwareStatus.INVALID_ASID)
-    require(state not in (AsidState.ALLOCATED, AsidState.IN_USE), FirmwareStatus.ASID_OWNED)
+    sockets = platform.chip.settings.sockets
+    require(sockets == 1 or not guest.policy.single_socket, FirmwareStatus.POLICY_FAILURE)
+    require(asid in platform.asids, FirmwareStatus.INVALID_ASID)
+    _require_free(platform, asid)
     require(guest.asid == 0, FirmwareStatus.ACTIVE)
-    require(state is AsidState.CLEAN, FirmwareStatus.DFFLUSH_REQUIRED)
-    guest.asid = asid
+    _give_asid(platform, guest, asid, frozenset(range(sockets)))
+
+
+def _require_free(platform: Platform, asid: int) -> None:
+    owned = platform.asids[asid] in (AsidState.ALLOCATED, AsidState.IN_USE)
+    require(not owned, FirmwareStatus.ASID_OWNED)
+
+
+def _give_asid(platform: Platform, guest: GuestContext, asid: int, sockets: frozenset[int]) -> None:
+    require(platform.asids[asid] is AsidState.CLEAN, FirmwareStatus.DFFLUSH_REQUIRED)
+    guest.asid, guest.sockets = asid, sockets
     guest.active = guest.state is GuestState.RUNNING
     platform.asids[asid] = AsidState.IN_USE if guest.active else AsidState.ALLOCATED
+
+
+def activate_ex(platform: Platform, buffer: ActivateEx) -> None:
+    """SNP_ACTIVATE_EX: give a guest its ASID on some cores; more may be added later.
+
+    1. LEN or reserved bits: INVALID_PARAM.
+    2. SNP not INIT: INVALID_PLATFORM_STATE.
+    3. No guest context: INVALID_GUEST.
+    4. Guest neither LAUNCH nor RUNNING: INVALID_GUEST_STATE.
+    5. Guest without ASID, and pages of that ASID in the RMP: INVALID_CONFIG.
+    6. ASID 0 or too big: INVALID_ASID.
+    7. NUMIDS 0 or more than there are, an id that no core has, no memory at IDS_PADDR: INVALID_PARAM.
+    8. SINGLE_SOCKET with cores on two sockets, or not that of an active agent: POLICY_FAILURE.
+    9. The guest has another ASID: ACTIVE.
+    10. As SNP_ACTIVATE from ASID_OWNED on, unless the guest has this ASID already.
+    """
+    asid = buffer.asid
+    misaligned = buffer.gctx_paddr & _PAGE_MASK
+    well_formed = buffer.length == ActivateEx.SIZE and not (buffer.reserved_04 or misaligned)
+    require(well_formed, FirmwareStatus.INVALID_PARAM)
+    platform.require_init()
+    platform.look_up(buffer.gctx_paddr)
+    guest = platform.guest(buffer.gctx_paddr)
+    require(guest.state is not GuestState.INIT, FirmwareStatus.INVALID_GUEST_STATE)
+    used = asid != 0 and guest.asid == 0 and platform.rmp.pages_of(asid)
+    require(not used, FirmwareStatus.INVALID_CONFIG)
+    require(asid in platform.asids, FirmwareStatus.INVALID_ASID)
+    sockets = guest.sockets | _sockets_named(platform, buffer)
+    if guest.policy.single_socket:
+        require(_on_one_socket(platform, guest, sockets), FirmwareStatus.POLICY_FAILURE)
+    require(guest.asid in (0, asid), FirmwareStatus.ACTIVE)
+    if guest.asid == asid:
+        guest.sockets = sockets
+        return
+    _require_free(platform, asid)
+    _give_asid(platform, guest, asid, sockets)
+
+
+def _sockets_named(platform: Platform, buffer: ActivateEx) -> frozenset[int]:
+    settings = platform.chip.settings
+    threads = settings.sockets * settings.threads_per_socket
+    require(0 < buffer.numids <= threads, FirmwareStatus.INVALID_PARAM)
+    try:
+        raw = platform.memory.read(buffer.ids_paddr, buffer.numids * _APIC_ID_SIZE)
+    except BusError:
+        raise FirmwareFault(FirmwareStatus.INVALID_PARAM) from None
+    ids = struct.unpack(f"<{buffer.numids}I", raw)
+    require(max(ids) < threads, FirmwareStatus.INVALID_PARAM)
+    return frozenset(each // settings.threads_per_socket for each in ids)
+
+
+def _on_one_socket(platform: Platform, guest: GuestContext, sockets: frozenset[int]) -> bool:
+    if len(sockets) != 1:
+        return False
+    if not guest.has_migration_agent:
+        return True
+    agent = platform.guests.get(guest.ma_paddr)
+    return agent is not None and agent.active and agent.sockets == sockets
 
 
 def decommission(platform: Platform, buffer: GctxAddress) -> None:
@@ -103,14 +181,19 @@ def decommission(platform: Platform, buffer: GctxAddress) -> None:
     gctx = buffer.gctx_paddr
     require(not gctx & _PAGE_MASK, FirmwareStatus.INVALID_PARAM)
     platform.require_init()
-    entry = platform.look_up(gctx)
-    guest = platform.guest(gctx)
+    platform.look_up(gctx)
+    forget(platform, platform.guest(gctx))
+
+
+def forget(platform: Platform, guest: GuestContext) -> None:
+    """End a guest: keys erased, ASID given back, Context -> Firmware; its other pages stay as they are."""
+    gctx = guest.gctx_paddr
     if guest.asid:
         was_used = platform.asids[guest.asid] is AsidState.IN_USE
         platform.asids[guest.asid] = AsidState.DIRTY if was_used else AsidState.CLEAN
     guest.erase()
     del platform.guests[gctx]
-    platform.rmp[gctx] = replace(entry, vmsa=False)
+    platform.rmp[gctx] = replace(platform.rmp[gctx], vmsa=False)
 
 
 def guest_status(platform: Platform, buffer: GuestStatus) -> None:

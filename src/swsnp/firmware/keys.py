@@ -122,13 +122,14 @@ def vlek_key(provider_secret: bytes, product: Product, csp_id: str, tcb: TcbVers
     )
 
 
-def derived_key(root: bytes, guest: GuestContext, request: MsgKeyReq) -> bytes:
+def derived_key(root: bytes, guest: GuestContext, request: MsgKeyReq, *, launch_mit_vector: int = 0) -> bytes:
     """DERIVED_KEY of MSG_KEY_RSP, 32 bytes, for a request that was found in order.
 
     HKDF over, each at its full size and little-endian: ROOT_KEY_SELECT (4 bytes), which ID block key is bound
     (4: 0 none, 1 ID key, 2 author key) and its digest (48), GUEST_FIELD_SELECT (8), VMPL (4), HOST_DATA (32),
     POLICY (8), IMAGE_ID (16), FAMILY_ID (16), LD (48), GUEST_SVN (4), TCB_VERSION (8), LAUNCH_MIT_VECTOR (8).
-    What GUEST_FIELD_SELECT leaves out counts as zero; LAUNCH_MIT_VECTOR always does with version 1 requests.
+    What GUEST_FIELD_SELECT leaves out counts as zero. LAUNCH_MIT_VECTOR is in version 2 requests only:
+    `launch_mit_vector` is zero unless it was selected there.
     """
     bound, digest = guest.bound_key()
     select = request.guest_field_select
@@ -146,6 +147,6 @@ def derived_key(root: bytes, guest: GuestContext, request: MsgKeyReq) -> bytes:
         guest.ld if select.measurement else bytes(48),
         (request.guest_svn if select.guest_svn else 0).to_bytes(4, "little"),
         (request.tcb_version if select.tcb_version else 0).to_bytes(8, "little"),
-        bytes(8),
+        launch_mit_vector.to_bytes(8, "little"),
     )
     return hkdf_sha384(root, salt=_KEY, info=b"".join(parts), length=32)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from swsnp import trace as events
 from swsnp.abi import snp_command as abi
+from swsnp.abi import snp_page_command as page_abi
 from swsnp.abi.snp_command import Command, FirmwareStatus, PlatformState
-from swsnp.firmware import guests, launch, platform
+from swsnp.firmware import guests, launch, migration, pages, platform, swap
+from swsnp.firmware.download import download_firmware_ex
 from swsnp.firmware.faults import FirmwareFault, require
+from swsnp.firmware.features import feature_info
 from swsnp.firmware.guest_request import guest_request
+from swsnp.firmware.hv_report import hv_report_request
 from swsnp.firmware.platform import Platform
+from swsnp.firmware.vlek import vlek_load
 from swsnp.hardware.memory import PAGE, BusError, SystemMemory
 from swsnp.hardware.rmp import PageState, Rmp
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from swsnp.abi.record import Record
     from swsnp.firmware.chip import Chip
     from swsnp.trace import Trace
 
-__all__ = ["COMMANDS", "Mailbox"]
+__all__ = ["COMMANDS", "LATER_COMMANDS", "Mailbox"]
 
 
 class _Row(NamedTuple):
@@ -51,33 +58,63 @@ COMMANDS: Final[dict[int, _Row]] = {
     Command.SNP_GUEST_STATUS: _Row(abi.GuestStatus, guests.guest_status),
     Command.SNP_GCTX_CREATE: _Row(abi.GctxAddress, guests.gctx_create),
     Command.SNP_GUEST_REQUEST: _Row(abi.GuestRequest, guest_request),
+    Command.SNP_ACTIVATE_EX: _Row(abi.ActivateEx, guests.activate_ex),
     Command.SNP_LAUNCH_START: _Row(abi.LaunchStart, launch.launch_start),
     Command.SNP_LAUNCH_UPDATE: _Row(abi.LaunchUpdate, launch.launch_update),
     Command.SNP_LAUNCH_FINISH: _Row(abi.LaunchFinish, launch.launch_finish),
+    Command.SNP_DBG_DECRYPT: _Row(page_abi.DebugCopy, pages.dbg_decrypt),
+    Command.SNP_DBG_ENCRYPT: _Row(page_abi.DebugCopy, pages.dbg_encrypt),
+    Command.SNP_PAGE_SWAP_OUT: _Row(page_abi.PageSwap, swap.page_swap_out),
+    Command.SNP_PAGE_SWAP_IN: _Row(page_abi.PageSwap, swap.page_swap_in),
+    Command.SNP_PAGE_MOVE: _Row(page_abi.PageMove, pages.page_move),
+    Command.SNP_PAGE_MD_INIT: _Row(page_abi.PageMdInit, pages.page_md_init),
+    Command.SNP_PAGE_SET_STATE: _Row(page_abi.PageSetState, pages.page_set_state),
     Command.SNP_PAGE_RECLAIM: _Row(abi.PageReclaim, guests.page_reclaim),
+    Command.SNP_PAGE_UNSMASH: _Row(page_abi.PageUnsmash, pages.page_unsmash),
     Command.SNP_CONFIG: _Row(abi.Config, platform.config),
+    Command.SNP_DOWNLOAD_FIRMWARE_EX: _Row(abi.DownloadFirmwareEx, download_firmware_ex),
     Command.SNP_COMMIT: _Row(abi.Commit, platform.commit),
+    Command.SNP_VLEK_LOAD: _Row(abi.VlekLoad, vlek_load),
+    Command.SNP_FEATURE_INFO: _Row(abi.FeatureInfo, feature_info),
 }
 """The commands that are built in; any other id is answered INVALID_COMMAND."""
+
+LATER_COMMANDS: Final[dict[int, tuple[tuple[int, int], _Row]]] = {
+    Command.SNP_HV_REPORT_REQ: ((1, 56), _Row(abi.HvReportReq, hv_report_request)),
+}
+"""Commands that exist from a firmware's API version (major, minor) on."""
 
 
 class Mailbox:
     """A chip put on a memory and an RMP.
 
-    Not thread safe: a secure processor does one thing at a time; whoever has several callers serialises them.
+    Not thread safe by itself: a secure processor does one thing at a time.
 
     Args:
         chip: identity, settings and variables; a mailbox made anew on it is a reset of SNP.
         memory: shared with the hypervisor.
         rmp: shared with the hypervisor.
         trace: where events go.
+        lock: what several callers hold over `command`; let go while a report is signed. None: one caller.
+        sleep: waits for seconds; only injected delays use it.
     """
 
-    def __init__(self, chip: Chip, *, memory: SystemMemory, rmp: Rmp, trace: Trace) -> None:
-        self.platform = Platform(chip, memory=memory, rmp=rmp, trace=trace)
+    def __init__(
+        self,
+        chip: Chip,
+        *,
+        memory: SystemMemory,
+        rmp: Rmp,
+        trace: Trace,
+        lock: threading.Lock | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.platform = Platform(chip, memory=memory, rmp=rmp, trace=trace, lock=lock)
         self._memory = memory
         self._trace = trace
+        self._sleep = sleep
         self._injected: dict[int, tuple[int, int | None]] = {}
+        self._delays: dict[int, tuple[float, int | None]] = {}
 
     def command(self, command: int, buffer: int) -> int:
         """Carry out one command.
@@ -89,6 +126,8 @@ class Mailbox:
         Returns:
             The status; never raises for anything that host or guest put into memory.
         """
+        if self._delays:
+            self._wait(command)
         status = self._take_injected(command) if self._injected else None
         if status is None:
             status = self._carry_out(command, buffer)
@@ -97,7 +136,7 @@ class Mailbox:
         return status
 
     def _carry_out(self, command: int, buffer: int) -> int:
-        row = COMMANDS.get(command)
+        row = COMMANDS.get(command) or self._later(command)
         if row is None:
             return FirmwareStatus.INVALID_COMMAND
         try:
@@ -114,6 +153,11 @@ class Mailbox:
         except BusError:
             return FirmwareStatus.INVALID_ADDRESS
         return FirmwareStatus.SUCCESS
+
+    def _later(self, command: int) -> _Row | None:
+        since, row = LATER_COMMANDS.get(command, (None, None))
+        version = self.platform.chip.variables.current_version
+        return row if since is not None and (version.major, version.minor) >= since else None
 
     def _carry_out_legacy(self, row: _Row, buffer: int, record: Record) -> int:
         """A command that returns data in its buffer; while SNP is INIT that lies in Firmware pages only."""
@@ -133,6 +177,31 @@ class Mailbox:
             for page in pages:
                 guests.reclaim(rmp, page)
         return status
+
+    def save_guest(self, gctx_paddr: int) -> bytes:
+        """A guest as bytes that `restore_guest` takes; not a command of AMD's.
+
+        For stopping a whole machine. The bytes contain the guest's keys: treat them as a secret. The guest
+        stays as it is; no command may run meanwhile.
+
+        Raises:
+            UsageError: there is no guest context at this address.
+        """
+        return migration.save_guest(self.platform, gctx_paddr)
+
+    def restore_guest(self, gctx_paddr: int, context: bytes, *, asid: int) -> None:
+        """Continue a saved guest: REPORT_ID, launch TCB, VMPCKs, counters. Not a command of AMD's.
+
+        Args:
+            gctx_paddr: a page in state Firmware; becomes Context.
+            context: what `save_guest` gave.
+            asid: a clean ASID (after SNP_DF_FLUSH); 0 when the guest had none.
+
+        Raises:
+            LayoutError: the bytes have another size.
+            UsageError: anything else that does not fit; see `migration.restore_guest`.
+        """
+        migration.restore_guest(self.platform, gctx_paddr, context, asid=asid)
 
     def inject(self, command: int, status: int, times: int | None = 1) -> None:
         """Answer a command with a status instead of carrying it out.
@@ -155,3 +224,25 @@ class Mailbox:
         if times is not None:
             self.inject(command, status, times - 1)
         return status
+
+    def delay(self, command: int, seconds: float, times: int | None = 1) -> None:
+        """Let a command take longer; it is carried out, or answered as injected, after that.
+
+        Args:
+            command: command id.
+            seconds: how long to wait first.
+            times: as `inject`.
+        """
+        if times == 0:
+            self._delays.pop(command, None)
+        else:
+            self._delays[command] = (seconds, times)
+
+    def _wait(self, command: int) -> None:
+        found = self._delays.get(command)
+        if found is None:
+            return
+        seconds, times = found
+        if times is not None:
+            self.delay(command, seconds, times - 1)
+        self._sleep(seconds)

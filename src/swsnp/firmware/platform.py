@@ -5,7 +5,6 @@ Source: AMD 56860, platform management and commands 81h..86h, C9h, CBh; legacy G
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -31,6 +30,9 @@ from swsnp.hardware.memory import PAGE, BusError, SystemMemory
 from swsnp.hardware.rmp import PageState, Rmp, RmpEntry
 
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
     from swsnp.firmware.chip import Chip
     from swsnp.firmware.context import GuestContext
     from swsnp.trace import Trace
@@ -44,6 +46,7 @@ __all__ = [
     "get_id",
     "init",
     "platform_status",
+    "range_list",
     "shutdown",
     "shutdown_ex",
 ]
@@ -67,7 +70,10 @@ class AsidState(Enum):
 class Platform:
     """What the firmware knows between commands."""
 
-    def __init__(self, chip: Chip, *, memory: SystemMemory, rmp: Rmp, trace: Trace) -> None:
+    def __init__(
+        self, chip: Chip, *, memory: SystemMemory, rmp: Rmp, trace: Trace, lock: threading.Lock | None = None
+    ) -> None:
+        self._lock = lock
         self.chip = chip
         self.memory = memory
         self.rmp = rmp
@@ -81,6 +87,16 @@ class Platform:
         self.wbinvd_done = True
         """Whether every core executed WBINVD since an ASID was deactivated; a host model may clear it."""
 
+    def aside(self, work: Callable[[bytes], bytes], data: bytes) -> bytes:
+        """Do work that touches no state, and let other commands run meanwhile."""
+        if self._lock is None:
+            return work(data)
+        self._lock.release()
+        try:
+            return work(data)
+        finally:
+            self._lock.acquire()
+
     def require_init(self) -> None:
         """The platform state check of guest commands."""
         if self.state is not PlatformState.INIT:
@@ -92,10 +108,8 @@ class Platform:
         Raises:
             FirmwareFault: no memory answers there: `unreadable`.
         """
-        try:
-            self.memory.view(address & ~_PAGE_MASK, PAGE)
-        except BusError:
-            raise FirmwareFault(unreadable) from None
+        if not self.memory.has_page(address):
+            raise FirmwareFault(unreadable)
         return self.rmp[address]
 
     def guest(self, gctx_paddr: int) -> GuestContext:
@@ -105,7 +119,7 @@ class Platform:
             FirmwareFault: INVALID_GUEST, the page is not in state Context or its guest was forgotten.
         """
         found = self.guests.get(gctx_paddr)
-        if found is None or self.rmp.state(gctx_paddr) is not PageState.CONTEXT:
+        if found is None or self.rmp[gctx_paddr].state is not PageState.CONTEXT:
             raise FirmwareFault(FirmwareStatus.INVALID_GUEST)
         return found
 
@@ -139,7 +153,7 @@ def init(platform: Platform, buffer: InitEx) -> None:
         require(platform.rmp_initialised_for == tcb, FirmwareStatus.RMP_INIT_REQUIRED)
         require(not flags.list_paddr_en, FirmwareStatus.INVALID_PARAM)
     require(settings.hardware_configuration_ok, FirmwareStatus.INVALID_CONFIG)
-    ranges = _range_list(platform, buffer.list_paddr) if flags.list_paddr_en else ()
+    ranges = range_list(platform, buffer.list_paddr) if flags.list_paddr_en else ()
     if flags.init_rmp:
         platform.rmp.clear()
         for element in ranges:
@@ -163,21 +177,18 @@ def _start(platform: Platform, flags: InitExFlags, max_snp_asid: int) -> None:
 
 
 def _fix(platform: Platform, element: RangeElement) -> None:
-    """Make a range HV-Fixed. Ranges are mostly holes: what no memory answers for needs no entries.
+    """Make a range HV-Fixed. Ranges are mostly holes: what no memory answers for needs no entries."""
+    start, end = element.base, element.base + element.page_count * PAGE
+    for base, size in platform.memory.regions():
+        for page in range(max(start, base), min(end, base + size), PAGE):
+            platform.rmp[page] = RmpEntry(immutable=True)
 
-    Regions of memory start at multiples of 2 MiB, so one look per 2 MiB is enough.
+
+def range_list(platform: Platform, address: int) -> tuple[RangeElement, ...]:
+    """The range list of SNP_INIT_EX and SNP_PAGE_SET_STATE.
+
+    More than 255 elements, reserved bits, no memory there: INVALID_PARAM.
     """
-    at, end = element.base, element.base + element.page_count * PAGE
-    while at < end:
-        block_end = min(end, (at | _LARGE_MASK) + 1)
-        with contextlib.suppress(BusError):
-            platform.memory.view(at & ~_LARGE_MASK, 1)
-            for page in range(at, block_end, PAGE):
-                platform.rmp[page] = RmpEntry(immutable=True)
-        at = block_end
-
-
-def _range_list(platform: Platform, address: int) -> tuple[RangeElement, ...]:
     try:
         header = RangeListHeader.parse(platform.memory.read(address, RangeListHeader.SIZE))
         require(header.num_elements <= RANGE_LIST_MAX, FirmwareStatus.INVALID_PARAM)
@@ -261,6 +272,7 @@ def status_buffer(platform: Platform) -> PlatformStatusBuffer:
         flags=variables.mask_chip_id
         | variables.mask_chip_key << 1
         | (variables.vlek is not None) << 2
+        | 1 << 3  # SNP_FEATURE_INFO exists
         | variables.rapl_dis << 4
         | settings.ciphertext_hiding_cap << 5
         | variables.ciphertext_hiding_en << 6,
@@ -303,5 +315,6 @@ def get_id(platform: Platform, buffer: GetId) -> GetId:
     if buffer.length < _ID_SIZE:
         raise FirmwareFault(FirmwareStatus.INVALID_LENGTH, buffer.but(length=_ID_SIZE))
     data = ids[: buffer.length // _ID_SIZE * _ID_SIZE]
+    platform.require_output(buffer.id_paddr, len(data), platform.look_up(buffer.id_paddr))
     platform.memory.write(buffer.id_paddr, data)
     return buffer.but(length=len(data))

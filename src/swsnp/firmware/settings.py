@@ -47,8 +47,14 @@ class ChipSettings:
     """Bits of PLATFORM_INFO set beside the named ones."""
     policy_highest_bit: int = 20
     """Highest bit of POLICY that this firmware knows; those above must be zero. 25 since 1.58."""
+    feature_info_more: int = 0
+    """Bits of SNP_FEATURE_INFO's ECX (ECX_IN 0) set beside those that follow from the other settings."""
+    key_req_version: int = 1
+    """Highest MSG_VERSION of MSG_KEY_REQ. 2 since 1.58."""
     max_asid: int = 1006
     sockets: int = 1
+    threads_per_socket: int = 256
+    """APIC ids of a socket; the first socket has those from 0 on."""
     mit_vector: int = 0
     """CURRENT_MIT_VECTOR; guests launched under it carry it as LAUNCH_MIT_VECTOR."""
     tsc_factor: int = 200

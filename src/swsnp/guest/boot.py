@@ -29,6 +29,8 @@ __all__ = [
     "boot",
     "boot_ap",
     "place_vmsa",
+    "resume",
+    "resume_ap",
     "start_ap",
 ]
 
@@ -143,6 +145,53 @@ def boot_ap(cpu: GuestCpu, guest: BootedGuest, *, vcpu: int) -> Generator[None, 
     return ghcb
 
 
+def resume(
+    cpu: GuestCpu, layout: GuestLayout, *, version: int, vcpu: int = 0
+) -> Generator[None, None, BootedGuest]:
+    """Go on, on the first vCPU, where a guest that was saved and moved stopped.
+
+    Memory came along: pages are shared already, and the secrets page holds keys and counters as they were.
+    What the new host cannot know is asked or told again:
+
+    1. its protocol versions (MSR 002h), which must have the one that the guest speaks;
+    2. its features (MSR 080h): SNP is required;
+    3. the GHCB (MSR 012h).
+
+    Args:
+        cpu: the vCPU that runs this.
+        layout: as at boot.
+        version: the protocol version negotiated at boot.
+        vcpu: its number.
+
+    Raises:
+        GuestTerminated: a step failed.
+    """
+    spoken = yield from _negotiate(cpu)
+    if spoken < version:
+        why = f"this host speaks GHCB version {spoken}, wanted the guest's {version}"
+        yield from terminate(cpu, ReasonSet.GENERAL, GeneralReason.PROTOCOL_UNSUPPORTED, why)
+    features = yield from _features(cpu, version)
+    secrets = Secrets(cpu.memory, layout.secrets_page)
+    vmpl = yield from _vmpl(cpu, secrets)
+    guest = BootedGuest(layout=layout, version=version, features=features, secrets=secrets, vmpl=vmpl)
+    yield from resume_ap(cpu, guest, vcpu=vcpu)
+    return guest
+
+
+def resume_ap(cpu: GuestCpu, guest: BootedGuest, *, vcpu: int) -> Generator[None, None, GhcbPage]:
+    """Register a vCPU's GHCB, shared since its boot, with a new host; its content stays.
+
+    Raises:
+        GuestTerminated: the host refused.
+        UsageError: the layout has no GHCB page for this vCPU.
+    """
+    gpa = _ghcb_gpa(guest.layout, vcpu)
+    yield from _register(cpu, gpa)
+    ghcb = GhcbPage(cpu, gpa, guest.version)
+    guest.add_ghcb(vcpu, ghcb)
+    return ghcb
+
+
 def _negotiate(cpu: GuestCpu) -> Generator[None, None, int]:
     reply = SevInfo((yield from msr_call(cpu, MsrCode.SEV_INFO_REQ)))
     spoken = reply.max_version >= GHCB_PROTOCOL_MIN and reply.min_version <= GHCB_PROTOCOL_MAX
@@ -165,19 +214,27 @@ def _features(cpu: GuestCpu, version: int) -> Generator[None, None, int]:
 
 
 def _ghcb(cpu: GuestCpu, layout: GuestLayout, vcpu: int, version: int) -> Generator[None, None, GhcbPage]:
+    gpa = _ghcb_gpa(layout, vcpu)
+    yield from share_page_by_msr(cpu, gpa)
+    yield from _register(cpu, gpa)
+    ghcb = GhcbPage(cpu, gpa, version)
+    ghcb.clear()
+    return ghcb
+
+
+def _ghcb_gpa(layout: GuestLayout, vcpu: int) -> int:
     if not 0 <= vcpu < len(layout.ghcb_pages):
         raise UsageError(
             f"vcpu: got {vcpu}, wanted one of the {len(layout.ghcb_pages)} that have a GHCB page"
         )
-    gpa = layout.ghcb_pages[vcpu]
-    yield from share_page_by_msr(cpu, gpa)
+    return layout.ghcb_pages[vcpu]
+
+
+def _register(cpu: GuestCpu, gpa: int) -> Generator[None, None, None]:
     reply = yield from msr_call(cpu, gpa | MsrCode.REGISTER_GPA_REQ)
     if reply != gpa | MsrCode.REGISTER_GPA_RESP:
         why = f"GHCB registration: got {reply:#x}, wanted {gpa | MsrCode.REGISTER_GPA_RESP:#x}"
         yield from terminate(cpu, ReasonSet.LINUX, LinuxReason.REGISTER, why)
-    ghcb = GhcbPage(cpu, gpa, version)
-    ghcb.clear()
-    return ghcb
 
 
 def _check_cpuid(cpu: GuestCpu, layout: GuestLayout) -> Generator[None, None, None]:

@@ -35,12 +35,11 @@ class BufferMemory:
 
     def __init__(self) -> None:
         self._bases: list[int] = []
-        self._buffers: dict[int, bytearray] = {}
-        self._read_only: set[int] = set()
+        self._buffers: dict[int, memoryview] = {}
         self._next = _FIRST
 
     def map(self, address: int, buffer: bytearray, *, writable: bool = True) -> None:
-        """Make `buffer` itself visible at `address`.
+        """Make `buffer` itself visible at `address`; its size is fixed from now on.
 
         Raises:
             UsageError: another buffer lies there.
@@ -50,9 +49,8 @@ class BufferMemory:
             if address < base + len(self._buffers[base]) and base < end:
                 raise UsageError(f"caller memory: {address:#x}..{end:#x} overlaps the buffer at {base:#x}")
         self._bases = sorted([*self._bases, address])
-        self._buffers[address] = buffer
-        if not writable:
-            self._read_only.add(address)
+        view = memoryview(buffer)
+        self._buffers[address] = view if writable else view.toreadonly()
         self._next = max(self._next, (end // _PAGE + 2) * _PAGE)
 
     def unmap(self, address: int) -> None:
@@ -64,8 +62,7 @@ class BufferMemory:
         if address not in self._buffers:
             raise UsageError(f"caller memory: no buffer at {address:#x}")
         self._bases.remove(address)
-        self._read_only.discard(address)
-        del self._buffers[address]
+        self._buffers.pop(address).release()
 
     def place(self, data: bytes | bytearray, *, writable: bool = True) -> int:
         """Put data at a free, page-aligned address with nothing mapped behind it.
@@ -88,8 +85,7 @@ class BufferMemory:
         Raises:
             CallerFault: not within one buffer.
         """
-        base, buffer = self._find(address, size)
-        return bytes(buffer[address - base : address - base + size])
+        return self._window(address, size).tobytes()
 
     def write(self, address: int, data: bytes) -> None:
         """Copy `data` in.
@@ -97,16 +93,16 @@ class BufferMemory:
         Raises:
             CallerFault: not within one writable buffer.
         """
-        base, buffer = self._find(address, len(data))
-        if base in self._read_only:
+        window = self._window(address, len(data))
+        if window.readonly:
             raise CallerFault(f"caller memory: {address:#x} is read-only")
-        buffer[address - base : address - base + len(data)] = data
+        window[:] = data
 
-    def _find(self, address: int, size: int) -> tuple[int, bytearray]:
+    def _window(self, address: int, size: int) -> memoryview:
         at = bisect_right(self._bases, address) - 1
         if at >= 0:
             base = self._bases[at]
             buffer = self._buffers[base]
             if address - base + size <= len(buffer):
-                return base, buffer
+                return buffer[address - base : address - base + size]
         raise CallerFault(f"caller memory: {size} bytes at {address:#x} are not mapped")

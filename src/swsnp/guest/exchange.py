@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from swsnp.abi.ghcb import ErrorWord, ExitCode, VmmError
 from swsnp.abi.sev_guest import NO_FW_CALL
@@ -55,8 +55,7 @@ class Clock(Protocol):
         """Let time pass; may return early, as after a fatal signal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """What the driver wants sent.
 
     Attributes:

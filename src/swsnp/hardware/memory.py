@@ -80,6 +80,11 @@ class SystemMemory:
             self._bases = [each for each in self._bases if each != base]
             self._views.pop(base, None)
 
+    def regions(self) -> tuple[tuple[int, int], ...]:
+        """First address and bytes of every region, by rising address."""
+        with self._lock:
+            return tuple((base, len(self._views[base])) for base in self._bases)
+
     def view(self, address: int, size: int) -> memoryview:
         """A writable window on `size` bytes.
 
@@ -99,9 +104,19 @@ class SystemMemory:
                 return region[address - base : address - base + size]
         raise BusError(f"system address {address:#x}: no memory for {size} bytes")
 
+    def has_page(self, address: int) -> bool:
+        """Whether the whole page around an address is memory."""
+        if address >> 12 in self._pages:
+            return True
+        try:
+            self.view(address & ~_OFFSET, PAGE)
+        except BusError:
+            return False
+        return True
+
     def read(self, address: int, size: int) -> bytes:
         """Copy `size` bytes out; BusError as `view`."""
-        return bytes(self.view(address, size))
+        return self.view(address, size).tobytes()
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data` in; BusError as `view`."""

@@ -13,6 +13,10 @@ __all__ = ["PageState", "PvalidateCode", "Rmp", "RmpEntry", "RmpUpdate", "RmpUpd
 
 VMPL0_ALL: Final = (0x1F, 0, 0, 0)
 """Permissions of VMPL0..3 on a fresh entry: VMPL0 has all."""
+_PAGE: Final = 4096
+_LARGE: Final = 2 << 20
+_LARGE_MASK: Final = _LARGE - 1
+_PAGES: Final = _LARGE // _PAGE
 
 
 class PageState(Enum):
@@ -32,7 +36,7 @@ class PageState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RmpEntry:
-    """One 4 KiB page's entry; replaced as a whole, so that readers never see half a change."""
+    """The entry of one page, 4 KiB or 2 MiB; replaced as a whole, so that readers never see half a change."""
 
     assigned: bool = False
     page_size: int = 0
@@ -77,7 +81,7 @@ class RmpUpdate:
 
 
 class RmpUpdateCode(IntEnum):
-    """EAX after RMPUPDATE."""
+    """EAX after RMPUPDATE and PSMASH; FAIL_INUSE does not come: an entry is never seen locked."""
 
     SUCCESS = 0
     FAIL_INPUT = 1
@@ -87,7 +91,7 @@ class RmpUpdateCode(IntEnum):
 
 
 class PvalidateCode(IntEnum):
-    """EAX after PVALIDATE; RMPADJUST uses 0, 1, 2 and 6."""
+    """EAX after PVALIDATE, RMPADJUST and RMPQUERY; PVALIDATE uses 0, 1 and 6."""
 
     SUCCESS = 0
     FAIL_INPUT = 1
@@ -96,26 +100,57 @@ class PvalidateCode(IntEnum):
 
 
 class Rmp:
-    """The table: a page without an entry is the hypervisor's. Sparse, keyed by page frame number."""
+    """The table: a page without an entry is the hypervisor's. Sparse, keyed by page frame number.
+
+    The entry of a 2 MiB page stands at its first frame and answers for all 512; while it does, the other 511
+    have none of their own.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[int, RmpEntry] = {}
+        self._large: dict[int, RmpEntry] = {}
+        """The 2 MiB entries once more, by 2 MiB frame number."""
         self._owned: dict[int, int] = {}
 
     def __getitem__(self, address: int) -> RmpEntry:
-        """The entry of the page at a system physical address."""
-        return self._entries.get(address >> 12, _DEFAULT)
+        """The entry of the page at a system physical address; inside a 2 MiB page the one of its start."""
+        entry = self._entries.get(address >> 12)
+        if entry is not None:
+            return entry
+        return self._large.get(address >> 21, _DEFAULT) if self._large else _DEFAULT
 
     def __setitem__(self, address: int, entry: RmpEntry) -> None:
         """Write an entry: the firmware's privilege, and the model's of RMPUPDATE."""
-        old = self._entries.get(address >> 12, _DEFAULT)
+        number = address >> 12
+        old = self._entries.get(number, _DEFAULT)
         if old.asid != entry.asid:
             self._owned[old.asid] = self._owned.get(old.asid, 0) - 1
             self._owned[entry.asid] = self._owned.get(entry.asid, 0) + 1
         if entry == _DEFAULT:
-            self._entries.pop(address >> 12, None)
+            self._entries.pop(number, None)
         else:
-            self._entries[address >> 12] = entry
+            self._entries[number] = entry
+        if (old.page_size or entry.page_size) and not address & _LARGE_MASK:
+            self._cover(address, entry)
+
+    def _cover(self, address: int, entry: RmpEntry) -> None:
+        if not entry.page_size:
+            del self._large[address >> 21]
+            return
+        fresh = address >> 21 not in self._large
+        self._large[address >> 21] = entry
+        if fresh:
+            for page in range(address + _PAGE, address + _LARGE, _PAGE):
+                self[page] = _DEFAULT
+
+    def first_assigned(self, pages: range) -> int | None:
+        """The first of these page addresses that belongs to a guest or the firmware; None when none does."""
+        entries, large = self._entries, self._large
+        for page in pages:
+            entry = entries.get(page >> 12) or (large.get(page >> 21) if large else None)
+            if entry is not None and entry.assigned:
+                return page
+        return None
 
     def state(self, address: int) -> PageState:
         """The state of the page at a system physical address."""
@@ -128,18 +163,30 @@ class Rmp:
     def clear(self) -> None:
         """Make every page the hypervisor's: the full initialisation of SNP_INIT."""
         self._entries.clear()
+        self._large.clear()
         self._owned.clear()
 
     def rmpupdate(self, address: int, new: RmpUpdate) -> RmpUpdateCode:
-        """RMPUPDATE by the hypervisor on one 4 KiB page.
+        """RMPUPDATE by the hypervisor on one page.
 
         The immutable bit guards against the hypervisor, which can set it; only the firmware clears it.
+
+        1. Page or guest address not aligned to the size, an ASID without ASSIGNED, or a guest address without
+           an ASID: FAIL_INPUT. UNVERIFIED: the rules on the guest address.
+        2. The entry is immutable: FAIL_PERMISSION.
+        3. 4 KiB inside an assigned 2 MiB page, or 2 MiB over entries of 4 KiB: FAIL_OVERLAP; PSMASH, or
+           taking the small pages back, comes first.
+
+        VALIDATED and the permissions are cleared, unless nothing but IMMUTABLE changes.
         """
-        if address & 0xFFF or (new.asid and not new.assigned) or (new.page_size and address & 0x1FFFFF):
+        misaligned = (address | new.gpa) & (_LARGE_MASK if new.page_size else _PAGE - 1)
+        if misaligned or (new.asid and not new.assigned) or (new.gpa and not new.asid):
             return RmpUpdateCode.FAIL_INPUT
         old = self[address]
         if old.immutable:
             return RmpUpdateCode.FAIL_PERMISSION
+        if self._overlaps(address, old, new):
+            return RmpUpdateCode.FAIL_OVERLAP
         kept = (old.assigned, old.asid, old.gpa, old.page_size) == (
             new.assigned,
             new.asid,
@@ -148,6 +195,8 @@ class Rmp:
         )
         if kept:
             self[address] = replace(old, immutable=new.immutable)
+        elif not (new.assigned or new.immutable):
+            self[address] = _DEFAULT  # the hypervisor's, of whatever size
         else:
             self[address] = RmpEntry(
                 assigned=new.assigned,
@@ -158,19 +207,69 @@ class Rmp:
             )
         return RmpUpdateCode.SUCCESS
 
+    def _overlaps(self, address: int, old: RmpEntry, new: RmpUpdate) -> bool:
+        if old.assigned and old.page_size != new.page_size:
+            return True
+        if not new.page_size or old.page_size:
+            return False
+        first = address >> 12
+        return any(number in self._entries for number in range(first, first + _PAGES))
+
+    def psmash(self, address: int) -> RmpUpdateCode:
+        """PSMASH by the hypervisor: one 2 MiB entry becomes 512 of 4 KiB, in the same state.
+
+        1. Not aligned, or no 2 MiB entry: FAIL_INPUT.
+        2. The entry is immutable: FAIL_PERMISSION.
+
+        UNVERIFIED: which code which fault has.
+        """
+        entry = self._large.get(address >> 21)
+        if address & _LARGE_MASK or entry is None:
+            return RmpUpdateCode.FAIL_INPUT
+        if entry.immutable:
+            return RmpUpdateCode.FAIL_PERMISSION
+        step = _PAGE if entry.asid else 0  # without an owner there is no guest address to count up
+        for number in reversed(range(_PAGES)):  # the first one last: until then the 2 MiB entry answers
+            self[address + number * _PAGE] = replace(entry, page_size=0, gpa=entry.gpa + number * step)
+        return RmpUpdateCode.SUCCESS
+
+    def unsmash(self, address: int) -> None:
+        """512 entries of 4 KiB that the firmware found to be one page become one: SNP_PAGE_UNSMASH."""
+        self[address] = replace(self[address], page_size=1)
+
+    def _of_guest(self, address: int, asid: int, gpa: int) -> RmpEntry | None:
+        """The entry that maps a guest physical address of a guest at a system address; None: it does not."""
+        entry = self[address]
+        inside = address & _LARGE_MASK if entry.page_size else 0
+        owned = entry.assigned and entry.asid == asid and entry.gpa + inside == gpa
+        return entry if owned else None
+
     def pvalidate(
-        self, address: int, *, asid: int, gpa: int, validate: bool
+        self, address: int, *, asid: int, gpa: int, validate: bool, page_size: int = 0
     ) -> tuple[PvalidateCode, bool] | None:
-        """PVALIDATE of a 4 KiB page by VMPL0.
+        """PVALIDATE of a page by VMPL0.
+
+        1. 2 MiB, but not aligned: FAIL_INPUT.
+        2. The page is not this guest's at this address, or immutable: None.
+        3. The entry has the other size: FAIL_SIZEMISMATCH.
+
+        Args:
+            address: system physical address that the guest physical address leads to.
+            asid: the guest.
+            gpa: where the guest has the page.
+            validate: the state that is wanted.
+            page_size: 0 is 4 KiB, 1 is 2 MiB.
 
         Returns:
-            EAX and the carry flag (True: the page already had that state); None when the page is not this
-            guest's at this address, which the processor reports as a nested page fault.
+            EAX and the carry flag (True: the page already had that state); None when the processor reports a
+            nested page fault instead.
         """
-        entry = self[address]
-        if not entry.assigned or entry.asid != asid or entry.gpa != gpa or entry.immutable:
+        if page_size and gpa & _LARGE_MASK:
+            return PvalidateCode.FAIL_INPUT, False
+        entry = self._of_guest(address, asid, gpa)
+        if entry is None or entry.immutable:
             return None
-        if entry.page_size:
+        if entry.page_size != page_size:
             return PvalidateCode.FAIL_SIZEMISMATCH, False
         if entry.validated == validate:
             return PvalidateCode.SUCCESS, True
@@ -178,13 +277,37 @@ class Rmp:
         return PvalidateCode.SUCCESS, False
 
     def rmpadjust(
-        self, address: int, *, asid: int, gpa: int, vmpl: int, permissions: int, vmsa: bool
+        self,
+        address: int,
+        *,
+        asid: int,
+        gpa: int,
+        vmpl: int,
+        permissions: int,
+        vmsa: bool,
+        page_size: int = 0,
+        current_vmpl: int = 0,
     ) -> PvalidateCode | None:
-        """RMPADJUST of a 4 KiB page by VMPL0; None as `pvalidate`."""
-        entry = self[address]
-        if not entry.assigned or entry.asid != asid or entry.gpa != gpa or not entry.validated:
+        """RMPADJUST of a page.
+
+        1. 2 MiB, but not aligned: FAIL_INPUT.
+        2. The page is not this guest's at this address, or not validated: None, as `pvalidate`.
+        3. Target VMPL not above the current one, or above 3: FAIL_PERMISSION.
+        4. The entry has the other size: FAIL_SIZEMISMATCH.
+        5. Permissions that the caller lacks, or VMSA changed from another VMPL than 0: FAIL_PERMISSION.
+
+        UNVERIFIED: the order of 3 to 5.
+        """
+        if page_size and gpa & _LARGE_MASK:
+            return PvalidateCode.FAIL_INPUT
+        entry = self._of_guest(address, asid, gpa)
+        if entry is None or not entry.validated or entry.immutable:
             return None
-        if not 1 <= vmpl <= 3:
+        if not current_vmpl < vmpl < len(entry.permissions):
+            return PvalidateCode.FAIL_PERMISSION
+        if entry.page_size != page_size:
+            return PvalidateCode.FAIL_SIZEMISMATCH
+        if permissions & ~entry.permissions[current_vmpl] or (current_vmpl and vmsa != entry.vmsa):
             return PvalidateCode.FAIL_PERMISSION
         changed = list(entry.permissions)
         changed[vmpl] = permissions
@@ -192,3 +315,17 @@ class Rmp:
             entry, vmsa=vmsa, permissions=(changed[0], changed[1], changed[2], changed[3])
         )
         return PvalidateCode.SUCCESS
+
+    def rmpquery(
+        self, address: int, *, asid: int, gpa: int, vmpl: int, current_vmpl: int = 0
+    ) -> tuple[PvalidateCode, int, int] | None:
+        """RMPQUERY: EAX, the permissions of a VMPL, PAGE_SIZE of the entry; None as `rmpadjust`.
+
+        A VMPL that is not above the current one, or above 3: FAIL_PERMISSION, and zeros.
+        """
+        entry = self._of_guest(address, asid, gpa)
+        if entry is None or not entry.validated:
+            return None
+        if not current_vmpl < vmpl < len(entry.permissions):
+            return PvalidateCode.FAIL_PERMISSION, 0, 0
+        return PvalidateCode.SUCCESS, entry.permissions[vmpl], entry.page_size

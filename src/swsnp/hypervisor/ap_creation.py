@@ -46,15 +46,31 @@ def handle(vcpu: Vcpu, event: GhcbEvent) -> Outcome:
     """Serve one AP creation event: every fault in it is answered as invalid input."""
     request, apic_id = event.info1 & 0xFFFFFFFF, event.info1 >> 32
     target = vcpu.vm.vcpus.get(apic_id)
-    fault = _fault(vcpu, event, request) if target is not None else f"no vCPU has APIC id {apic_id:#x}"
-    if target is None or fault is not None:
-        _logger.warning("%s vCPU %d: AP creation refused: %s", vcpu.vm.name, vcpu.id, fault)
-        return event.refuse(GhcbError.INVALID_INPUT)
+    if target is None:
+        return _refuse(vcpu, event, f"no vCPU has APIC id {apic_id:#x}")
+    if (fault := _fault(vcpu, event, request)) is not None:
+        if vcpu.vm.profile.ap_refusal_stops_target:
+            # Request 0 with other features stops the target at once, with a bad address at its next INIT.
+            at_once = request != Request.CREATE_ON_INIT or not _same_features(vcpu, event)
+            target.startup.ask_new_vmsa(NewVmsa(None, on_init=not at_once))
+        return _refuse(vcpu, event, fault)
     if request == Request.DESTROY:
-        target.ask_new_vmsa(NewVmsa(None))
+        target.startup.ask_new_vmsa(NewVmsa(None))
     else:
-        target.ask_new_vmsa(NewVmsa(event.info2, on_init=request == Request.CREATE_ON_INIT))
+        target.startup.ask_new_vmsa(NewVmsa(event.info2, on_init=request == Request.CREATE_ON_INIT))
     return RESUMED
+
+
+def _refuse(vcpu: Vcpu, event: GhcbEvent, fault: str) -> Outcome:
+    _logger.warning("%s vCPU %d: AP creation refused: %s", vcpu.vm.name, vcpu.id, fault)
+    return event.refuse(GhcbError.INVALID_INPUT)
+
+
+def _same_features(vcpu: Vcpu, event: GhcbEvent) -> bool:
+    """Whether RAX agrees with the VM's SEV features, as far as this KVM compares them."""
+    sev = vcpu.vm.sev
+    features = sev.vmsa_features if sev is not None else 0
+    return not (event.rax ^ features) & vcpu.vm.profile.ap_features_mask
 
 
 def _fault(vcpu: Vcpu, event: GhcbEvent, request: int) -> str | None:
@@ -63,10 +79,9 @@ def _fault(vcpu: Vcpu, event: GhcbEvent, request: int) -> str | None:
         return None
     if request not in (Request.CREATE_ON_INIT, Request.CREATE):
         return f"request {request:#x}"
-    sev, gpa = vcpu.vm.sev, event.info2
-    features = sev.vmsa_features if sev is not None else 0
-    if (event.rax ^ features) & vcpu.vm.profile.ap_features_mask:
-        return f"SEV features {event.rax:#x}, the VM has {features:#x}"
+    gpa = event.info2
+    if not _same_features(vcpu, event):
+        return f"SEV features {event.rax:#x} are not the VM's"
     if gpa % _PAGE or gpa >> vcpu.gpa_bits:
         return f"VMSA address {gpa:#x}"
     if gpa % _LARGE_PAGE == 0:

@@ -27,6 +27,7 @@ from swsnp.hypervisor.task import HostTask
 from swsnp.hypervisor.vm import APIC_BUS_CYCLES_NS, Vm, copy_in
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from swsnp.hardware.memory import SystemMemory
@@ -90,6 +91,7 @@ class HostKernelModel:
         vmsa_features: int = SevFeatures.of(debug_swap=1),
         tsc_khz: int = 2_000_000,
         cpuid: Callable[[int], tuple[int, int, int, int]] = no_cpuid,
+        psp_mutex: threading.Lock | None = None,
     ) -> None:
         """Start the kernel.
 
@@ -107,6 +109,7 @@ class HostKernelModel:
             vmsa_features: SEV_FEATURES bits that KVM_SEV_INIT2 accepts.
             tsc_khz: TSC frequency of guests with Secure TSC.
             cpuid: leaf to EAX, EBX, ECX, EDX, for the CPUID requests of the GHCB MSR protocol.
+            psp_mutex: held over a command to the secure processor; see `PspDriver`.
         """
         self.profile = profile
         self.memory = memory
@@ -119,7 +122,7 @@ class HostKernelModel:
         self.vmsa_features = int(vmsa_features)
         self.tsc_khz = tsc_khz
         self.cpuid = cpuid
-        self.driver = PspDriver(mailbox, memory=memory, rmp=rmp, snp_host=snp_enabled)
+        self.driver = PspDriver(mailbox, memory=memory, rmp=rmp, snp_host=snp_enabled, mutex=psp_mutex)
         self.asids = AsidPool(max_asid, self.driver)
         if snp_enabled:
             self.driver.initialise()

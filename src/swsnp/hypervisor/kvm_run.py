@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.kvm import (
     EXIT_UNION,
+    HYPERCALL_LONG_MODE,
     MAP_GPA_RANGE,
+    PIO_PAGE_OFFSET,
     VCPU_MMAP_SIZE,
+    ExitHypercall,
+    ExitMmio,
     ExitReason,
     MapGpaRange,
     MemoryAttribute,
@@ -32,6 +36,11 @@ _TWO_U32: Final = struct.Struct("<II")
 _TWO_U64: Final = struct.Struct("<QQ")
 _THREE_U64: Final = struct.Struct("<QQQ")
 _HYPERCALL: Final = struct.Struct("<QQQQ")  # nr, args[0..2]
+_IO: Final = struct.Struct("<BBHIQ")  # direction, size, port, count, data_offset
+_HYPERCALL_FLAGS: Final = EXIT_UNION + ExitHypercall.offset_of("flags")
+_MMIO_DATA: Final = EXIT_UNION + ExitMmio.offset_of("data")
+_MMIO_LEN: Final = EXIT_UNION + ExitMmio.offset_of("len")
+_MMIO_IS_WRITE: Final = EXIT_UNION + ExitMmio.offset_of("is_write")
 _FAIL_ENTRY: Final = struct.Struct("<QI")
 _SYSTEM_EVENT: Final = struct.Struct("<IIQ")
 _BY_WIDTH: Final = {32: _U32, 64: _U64}
@@ -59,8 +68,8 @@ class KvmRun:
     @property
     def exit_reason(self) -> int:
         """Why KVM_RUN returned."""
-        (value,) = _U32.unpack_from(self.memory, _EXIT_REASON)
-        return int(value)
+        value: int = _U32.unpack_from(self.memory, _EXIT_REASON)[0]
+        return value
 
     @exit_reason.setter
     def exit_reason(self, value: int) -> None:
@@ -72,8 +81,10 @@ class KvmRun:
 
     def sync_regs(self) -> int:
         """kvm_valid_regs and kvm_dirty_regs together: every bit that is set in either."""
+        valid: int
+        dirty: int
         valid, dirty = _TWO_U64.unpack_from(self.memory, _VALID_REGS)
-        return int(valid | dirty)
+        return valid | dirty
 
     def put_certs(self, layout: CertExit, gpa: int, npages: int) -> int:
         """Fill the certificate exit of a profile; `npages` is cut to the width of its field.
@@ -94,13 +105,13 @@ class KvmRun:
 
     def certs_ret(self, layout: CertExit) -> int:
         """What userspace answered."""
-        (value,) = _BY_WIDTH[layout.ret_width].unpack_from(self.memory, layout.ret_offset)
-        return int(value)
+        value: int = _BY_WIDTH[layout.ret_width].unpack_from(self.memory, layout.ret_offset)[0]
+        return value
 
     def certs_npages(self, layout: CertExit) -> int:
         """How many pages userspace says it needs."""
-        (value,) = _BY_WIDTH[layout.npages_width].unpack_from(self.memory, layout.npages_offset)
-        return int(value)
+        value: int = _BY_WIDTH[layout.npages_width].unpack_from(self.memory, layout.npages_offset)[0]
+        return value
 
     def put_map_gpa_range(
         self, gpa: int, npages: int, *, private: bool, page_size: int, preset_ret: bool
@@ -116,8 +127,8 @@ class KvmRun:
 
     def hypercall_ret(self) -> int:
         """What userspace answered to a hypercall; a value, no negative errno."""
-        (value,) = _U64.unpack_from(self.memory, _HYPERCALL_RET)
-        return int(value)
+        value: int = _U64.unpack_from(self.memory, _HYPERCALL_RET)[0]
+        return value
 
     def put_termination(self, ghcb_msr: int) -> None:
         """Fill KVM_EXIT_SYSTEM_EVENT: SEV_TERM with one datum."""
@@ -130,10 +141,43 @@ class KvmRun:
         flags = MemoryAttribute.PRIVATE if private else 0
         _THREE_U64.pack_into(self.memory, EXIT_UNION, flags, gpa & -_PAGE_SIZE, _PAGE_SIZE)
 
-    def put_internal_error(self, suberror: int) -> None:
-        """Fill KVM_EXIT_INTERNAL_ERROR without data."""
+    def put_guest_hypercall(self, args: tuple[int, int, int], *, preset_ret: bool) -> None:
+        """Fill KVM_EXIT_HYPERCALL for KVM_HC_MAP_GPA_RANGE as the guest called it; args[3..5] stay."""
+        self.exit_reason = ExitReason.HYPERCALL
+        _HYPERCALL.pack_into(self.memory, EXIT_UNION, MAP_GPA_RANGE, *args)
+        _U64.pack_into(self.memory, _HYPERCALL_FLAGS, HYPERCALL_LONG_MODE)
+        if preset_ret:
+            _U64.pack_into(self.memory, _HYPERCALL_RET, 0)
+
+    def put_port_io(self, *, read: bool, size: int, port: int, count: int, data: bytes) -> None:
+        """Fill KVM_EXIT_IO; the data page begins with `data`, or with zeros where userspace is to write."""
+        self.exit_reason = ExitReason.IO
+        _IO.pack_into(self.memory, EXIT_UNION, not read, size, port, count, PIO_PAGE_OFFSET)
+        length = size * count
+        self.memory[PIO_PAGE_OFFSET : PIO_PAGE_OFFSET + length] = bytes(length) if read else data
+
+    def pio_data(self, length: int) -> bytes:
+        """What userspace read from the port."""
+        return bytes(self.memory[PIO_PAGE_OFFSET : PIO_PAGE_OFFSET + length])
+
+    def put_mmio(self, gpa: int, length: int, data: bytes | None) -> None:
+        """Fill KVM_EXIT_MMIO: a write of `data`, or a read (None) of up to 8 bytes."""
+        self.exit_reason = ExitReason.MMIO
+        _U64.pack_into(self.memory, EXIT_UNION, gpa)
+        if data is not None:
+            self.memory[_MMIO_DATA : _MMIO_DATA + length] = data
+        _U32.pack_into(self.memory, _MMIO_LEN, length)
+        self.memory[_MMIO_IS_WRITE] = data is not None
+
+    def mmio_data(self, length: int) -> bytes:
+        """What userspace read from the device."""
+        return bytes(self.memory[_MMIO_DATA : _MMIO_DATA + length])
+
+    def put_internal_error(self, suberror: int, data: tuple[int, ...] = ()) -> None:
+        """Fill KVM_EXIT_INTERNAL_ERROR; of its data only what there is."""
         self.exit_reason = ExitReason.INTERNAL_ERROR
-        _TWO_U32.pack_into(self.memory, EXIT_UNION, suberror, 0)
+        _TWO_U32.pack_into(self.memory, EXIT_UNION, suberror, len(data))
+        struct.pack_into(f"<{len(data)}Q", self.memory, EXIT_UNION + _TWO_U32.size, *data)
 
     def put_fail_entry(self, reason: int) -> None:
         """Fill KVM_EXIT_FAIL_ENTRY; the host CPU is always number 0 here."""

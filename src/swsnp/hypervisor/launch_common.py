@@ -31,6 +31,7 @@ class SevState:
     policy: int = 0
     request_page: int = 0
     response_page: int = 0
+    ap_jump_table: int = 0
     request_mutex: threading.Lock = field(default_factory=threading.Lock)
 
 

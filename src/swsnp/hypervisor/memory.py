@@ -181,7 +181,7 @@ class NestedPaging:
         start = gpa & _OFFSET
         if start + size <= PAGE:
             page, _ = self._host_pages.get(gpa >> 12) or self._host_page(gpa)
-            return bytes(page[start : start + size])
+            return page[start : start + size].tobytes()
         return b"".join(self.host_read(at, length) for at, length in _by_page(gpa, size))
 
     def host_write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
@@ -252,21 +252,23 @@ class NestedPaging:
         start = gpa & _OFFSET
         if start + size > PAGE:
             if not private and (run := self._shared_run(gpa, size)) is not None:
-                return bytes(run[0])
+                return run[0].tobytes()
             return b"".join(self.read(at, length, private=private) for at, length in _by_page(gpa, size))
         if private:
-            return bytes(self._private_page(gpa, write=False)[start : start + size])
+            return self._private_page(gpa, write=False)[start : start + size].tobytes()
         page, _ = self._shared_pages.get(gpa >> 12) or self._shared_page(gpa, write=False)
-        return bytes(page[start : start + size])
+        return page[start : start + size].tobytes()
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview, *, private: bool) -> None:
         """Store as guest code with this C-bit; faults as `read`, and on a shared page that is assigned."""
         start = gpa & _OFFSET
         size = len(data)
         if start + size > PAGE:
-            if not private and (run := self._shared_run(gpa, size)) is not None and self._writable(*run):
-                run[0][:] = data
-                return
+            if not private and (run := self._shared_run(gpa, size)) is not None:
+                view, pages = run
+                if not view.readonly and self.rmp.first_assigned(pages) is None:
+                    view[:] = data
+                    return
             for at, length in _by_page(gpa, size):
                 self.write(at, memoryview(data)[at - gpa : at - gpa + length], private=private)
             return
@@ -323,10 +325,6 @@ class NestedPaging:
             found = view[start : start + size], range(address, address + (last - first + 1) * PAGE, PAGE)
             _remember(self._shared_runs, (gpa, size), found)
             return found
-
-    def _writable(self, view: memoryview, pages: range) -> bool:
-        rmp = self.rmp
-        return not view.readonly and not any(rmp[spa].assigned for spa in pages)
 
     def _shared_page(self, gpa: int, *, write: bool) -> tuple[memoryview, int]:
         with self._lock:

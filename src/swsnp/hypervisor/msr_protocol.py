@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from swsnp.abi.ghcb import GHCB_PROTOCOL_MIN, HvFeature, MsrCode, SevInfo, TerminateRequest
+from swsnp.abi.ghcb import GHCB_PROTOCOL_MIN, HvFeature, MsrCode, SevInfo, describe_termination
 from swsnp.abi.kvm import VmType
 from swsnp.hypervisor import page_state
-from swsnp.hypervisor.outcomes import RESUMED, GuestHalted, Terminated
+from swsnp.hypervisor.outcomes import RESUMED, ResetHold, Terminated
+from swsnp.hypervisor.startup import Hold
 
 if TYPE_CHECKING:
     from swsnp.hypervisor.outcomes import Outcome
@@ -49,23 +50,16 @@ def handle(vcpu: Vcpu, msr: int) -> Outcome:
         RESUMED when the reply is in the MSR; a request without one leaves the MSR as it was.
     """
     code = msr & _INFO
-    if code == MsrCode.TERM_REQ:
-        asked = TerminateRequest(msr)
-        _logger.info(
-            "%s vCPU %d: the guest asks to be terminated: %d:%d",
-            vcpu.vm.name,
-            vcpu.id,
-            asked.reason_set,
-            asked.reason_code,
-        )
-        return Terminated(msr)
-    if code in _SNP_ONLY and vcpu.vm.vm_type != VmType.SNP:
+    if code == MsrCode.TERM_REQ or (code in _SNP_ONLY and vcpu.vm.vm_type != VmType.SNP):
+        _logger.info("%s vCPU %d: the guest ends: %s", vcpu.vm.name, vcpu.id, describe_termination(msr))
         return Terminated(msr)
     if code == MsrCode.PSC_REQ:
         return page_state.begin_msr(vcpu, msr)
     vcpu.answer_msr(msr, _reply(vcpu, code, msr))
-    # No SIPI exists here: a reset hold lasts until userspace tries again.
-    return GuestHalted() if code == MsrCode.AP_RESET_HOLD_REQ else RESUMED
+    if code == MsrCode.AP_RESET_HOLD_REQ:
+        vcpu.startup.hold(Hold.MSR)
+        return ResetHold()
+    return RESUMED
 
 
 def _reply(vcpu: Vcpu, code: int, msr: int) -> int:

@@ -114,6 +114,9 @@ class SevContext(Protocol):
         """Held over one guest request."""
         ...
 
+    ap_jump_table: int
+    """What the guest gave as its AP jump table."""
+
 
 class VirtualMachine(Protocol):
     """What a vCPU needs of its VM; see `vm.Vm`."""

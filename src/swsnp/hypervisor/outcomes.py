@@ -20,14 +20,19 @@ __all__ = [
     "GuestHalted",
     "GuestResumed",
     "GuestShutdown",
+    "HypercallWanted",
     "InternalError",
     "MapGpaRange",
     "MemoryFault",
+    "MmioWanted",
     "Outcome",
+    "PortIoWanted",
     "RESUMED",
+    "ResetHold",
     "Terminated",
     "UserspaceWanted",
     "VmmErrno",
+    "WaitsForSipi",
 ]
 
 
@@ -66,6 +71,45 @@ class MapGpaRange:
 
 
 @dataclass(frozen=True, slots=True)
+class HypercallWanted:
+    """Userspace is asked to serve KVM_HC_MAP_GPA_RANGE that the guest called: address, pages, attributes."""
+
+    args: tuple[int, int, int]
+    event: GhcbEvent = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PortIoWanted:
+    """Userspace is asked to read or write a port: `count` items of `size` bytes, `data` those to write.
+
+    `buffer` is what is left of the string form's scratch area, these items included; None: RAX.
+    """
+
+    read: bool
+    size: int
+    port: int
+    count: int
+    data: bytes
+    event: GhcbEvent = field(repr=False, compare=False)
+    buffer: memoryview | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MmioWanted:
+    """Userspace is asked to read or write device memory at `gpa`; `buffer` is what is left of the data."""
+
+    gpa: int
+    write: bool
+    buffer: memoryview = field(repr=False, compare=False)
+    event: GhcbEvent = field(repr=False, compare=False)
+
+    @property
+    def length(self) -> int:
+        """Bytes of this exit: at most 8."""
+        return min(8, len(self.buffer))
+
+
+@dataclass(frozen=True, slots=True)
 class Terminated:
     """The guest asked to be terminated; the value of its GHCB MSR goes to userspace."""
 
@@ -86,6 +130,16 @@ class GuestHalted:
 
 
 @dataclass(frozen=True, slots=True)
+class ResetHold:
+    """The guest asked to be held until a SIPI: as `GuestHalted`, with its own MP state."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitsForSipi:
+    """INIT came and no SIPI yet: as `GuestHalted`; the MP state stays."""
+
+
+@dataclass(frozen=True, slots=True)
 class GuestShutdown:
     """Shutdown intercept (triple fault)."""
 
@@ -94,10 +148,11 @@ class GuestShutdown:
 
 @dataclass(frozen=True, slots=True)
 class InternalError:
-    """The processor cannot go on."""
+    """The processor cannot go on; `data` are the numbers that userspace gets."""
 
     suberror: int
     reason: str
+    data: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +169,7 @@ class VmmErrno:
     errno: int
 
 
-UserspaceWanted: TypeAlias = CertsWanted | MapGpaRange
+UserspaceWanted: TypeAlias = CertsWanted | MapGpaRange | HypercallWanted | PortIoWanted | MmioWanted
 """Outcomes that wait for userspace: the next KVM_RUN completes them."""
 
 Departure: TypeAlias = (
@@ -122,6 +177,8 @@ Departure: TypeAlias = (
     | Terminated
     | MemoryFault
     | GuestHalted
+    | ResetHold
+    | WaitsForSipi
     | GuestShutdown
     | InternalError
     | EntryFailed

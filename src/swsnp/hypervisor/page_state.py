@@ -1,4 +1,4 @@
-"""Page state change requests, both forms, and the scratch area of the page form.
+"""Page state change requests, both forms.
 
 KVM itself changes nothing: it asks userspace, range by range, with KVM_HC_MAP_GPA_RANGE.
 Source: AMD 56421 (GHCB 2.0), page state change; Linux, arch/x86/kvm/svm/sev.c, snp_begin_psc.
@@ -15,9 +15,6 @@ from swsnp.abi.ghcb import (
     PSC_ERROR_GENERIC,
     PSC_ERROR_INVALID_ENTRY,
     PSC_ERROR_INVALID_HEADER,
-    SHARED_BUFFER,
-    SHARED_BUFFER_SIZE,
-    GhcbError,
     MsrCode,
     PscEntry,
     PscHeader,
@@ -25,8 +22,8 @@ from swsnp.abi.ghcb import (
     PscOp,
 )
 from swsnp.abi.kvm import MAP_GPA_RANGE
-from swsnp.hardware import BusError
 from swsnp.hypervisor.outcomes import RESUMED, MapGpaRange, VmmErrno
+from swsnp.hypervisor.scratch import scratch_area
 
 if TYPE_CHECKING:
     from swsnp.hypervisor.outcomes import Outcome
@@ -44,7 +41,6 @@ _OPERATIONS: Final = (PscOp.PRIVATE, PscOp.SHARED)
 _U16: Final = struct.Struct("<H")
 _U64: Final = struct.Struct("<Q")
 _HEADER: Final = struct.Struct("<HH")
-_ADDRESSES: Final = 1 << 64
 _REFUSALS: Final = frozenset({errno.EINVAL, errno.EAGAIN})
 """Answers of userspace that are errors for the guest in every profile."""
 
@@ -131,7 +127,7 @@ class PageStateChange:
 
 def begin(vcpu: Vcpu, event: GhcbEvent) -> Outcome:
     """Take a page state change request from the GHCB page."""
-    buffer = _scratch(vcpu, event, PscHeader.SIZE)
+    buffer = scratch_area(vcpu, event, PscHeader.SIZE, write_back=True)
     if not isinstance(buffer, memoryview):
         return buffer
     if not _userspace_takes(vcpu):
@@ -197,27 +193,3 @@ def _merge(change: PageStateChange, first: PscEntry) -> int:
 def _finish(event: GhcbEvent, result: int) -> Outcome:
     event.answer(result)
     return RESUMED
-
-
-def _scratch(vcpu: Vcpu, event: GhcbEvent, size: int) -> memoryview | Outcome:
-    """The scratch area of an event that needs at least `size` bytes there.
-
-    Returns:
-        The guest's memory from the scratch address to the end of the shared buffer; with protocol
-        version 1 also a copy of `size` bytes from elsewhere; or how the event ends instead.
-    """
-    start = event.scratch
-    if not start or start + size >= _ADDRESSES:
-        return event.refuse(GhcbError.INVALID_SCRATCH_AREA)
-    if start & -_PAGE == event.gpa:
-        offset, end = start - event.gpa, SHARED_BUFFER + SHARED_BUFFER_SIZE
-        if offset < SHARED_BUFFER or offset + size > end:
-            return event.refuse(GhcbError.INVALID_SCRATCH_AREA)
-        return event.page[offset:end]
-    sev = vcpu.vm.sev
-    if sev is None or sev.ghcb_version >= 2:
-        return event.refuse(GhcbError.INVALID_SCRATCH_AREA)
-    try:
-        return memoryview(bytearray(vcpu.vm.memory.host_read(start, size)))
-    except BusError:
-        return VmmErrno(-errno.EFAULT)

@@ -119,6 +119,9 @@ class Profile:
     # AP creation
     ap_features_mask: int
     """Bits of SEV features in RAX that must equal the VM's."""
+    ap_refusal_stops_target: bool
+    """A refused creation takes the target's VMSA away (until "KVM: SVM: Don't change target vCPU state on AP
+    Creation VMGEXIT error", 6.15 and stable kernels of April 2025)."""
     no_vmsa_reason: int
     """hardware_entry_failure_reason of a vCPU that was made to run without a VMSA."""
 
@@ -192,6 +195,7 @@ _LINUX_6_12: Final = Profile(
     hypercall_ret_preset=False,
     psc_rereads_header=True,
     ap_features_mask=_INJECTION_MODES,
+    ap_refusal_stops_target=False,
     no_vmsa_reason=0xFFFFFFFF,  # UNVERIFIED: the failing VMRUN's own exit code, 32 bits wide in 6.12
 )
 
@@ -231,6 +235,7 @@ _COCO_V1: Final = replace(
     request_pages=RequestPages.GUEST,
     firmware_errors=FirmwareErrors.ALL_TO_VMM,
     generic_vmm_error=ghcb.VmmError.GENERIC_V1,
+    ap_refusal_stops_target=True,
 )
 
 _COCO_V1_REVISED: Final = replace(

@@ -90,13 +90,18 @@ class PspDriver:
         memory: SystemMemory,
         rmp: Rmp,
         snp_host: bool = True,
+        mutex: threading.Lock | None = None,
     ) -> None:
-        """`mailbox` None: no device. `snp_host` False: the host runs without an RMP."""
+        """`mailbox` None: no device. `snp_host` False: the host runs without an RMP.
+
+        `mutex`: held over a command. A processor that was given the same one may let it go once it has copied
+        the command buffer, and holds it again when it returns.
+        """
         self._mailbox = mailbox
         self.memory = memory
         self._rmp = rmp
         self._snp_host = snp_host
-        self._mutex = threading.Lock()
+        self._mutex = mutex or threading.Lock()
         self._buffer_page = memory.allocate_page()
         self._buffer = memory.view(self._buffer_page, PAGE)
         self.policy_bits: int = _BASE_POLICY

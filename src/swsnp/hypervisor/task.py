@@ -197,10 +197,10 @@ class HostTask:
         """
         size = len(data)
         spa = self.translate(address, size)
-        for page in range(spa & -PAGE, spa + size, PAGE):
-            if self._rmp[page].assigned:
-                state = self._rmp.state(page).value
-                raise BusError(f"user address {address:#x}: host write to a page in state {state}")
+        page = self._rmp.first_assigned(range(spa & -PAGE, spa + size, PAGE))
+        if page is not None:
+            state = self._rmp.state(page).value
+            raise BusError(f"user address {address:#x}: host write to a page in state {state}")
         self._memory.write(spa, data)
 
     def discard(self, address: int, size: int) -> int:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from swsnp import trace
 from swsnp.abi.kvm import ExitReason, Ioctl, KvmMpState, MpState, VmType
-from swsnp.hardware import BusError, Halt, NestedPageFault, ProcessorError, Shutdown, Vmgexit
-from swsnp.hypervisor import guest_request, msr_protocol, page_state, vmgexit
+from swsnp.hardware import Halt, NestedPageFault, ProcessorError, Shutdown, Vmgexit
+from swsnp.hypervisor import device_io, guest_request, instructions, msr_protocol, page_state, vmgexit
 from swsnp.hypervisor.kvm_run import KvmRun
+from swsnp.hypervisor.msrs import Msrs
 from swsnp.hypervisor.neighbours import Processor
 from swsnp.hypervisor.outcomes import (
     CertsWanted,
@@ -22,17 +23,23 @@ from swsnp.hypervisor.outcomes import (
     GuestHalted,
     GuestResumed,
     GuestShutdown,
+    HypercallWanted,
     InternalError,
     MapGpaRange,
     MemoryFault,
+    MmioWanted,
+    PortIoWanted,
+    ResetHold,
     Terminated,
     VmmErrno,
+    WaitsForSipi,
 )
+from swsnp.hypervisor.scratch import write_outside
+from swsnp.hypervisor.startup import Startup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from swsnp.hypervisor.ap_creation import NewVmsa
     from swsnp.hypervisor.neighbours import VirtualMachine
     from swsnp.hypervisor.outcomes import Departure, Outcome, UserspaceWanted
     from swsnp.hypervisor.vmgexit import GhcbEvent
@@ -48,6 +55,10 @@ _SYNC_REGS: Final = 0b111
 """Register sets that userspace may sync: none of a VM whose state is protected."""
 _NEEDS_INIT2: Final = frozenset({VmType.SEV, VmType.SEV_ES, VmType.SNP})
 _PROTECTED: Final = frozenset({VmType.SEV_ES, VmType.SNP})
+_MP_STATE_AFTER: Final[dict[type, int]] = {
+    GuestHalted: MpState.HALTED,
+    ResetHold: MpState.AP_RESET_HOLD,
+}
 
 
 def _no_cpuid(_: int) -> tuple[int, int, int, int]:
@@ -89,14 +100,13 @@ class Vcpu:
         """System address of the VMSA page."""
         self.mp_state: int = MpState.UNINITIALIZED if vcpu_id else MpState.RUNNABLE
         self.event: GhcbEvent | None = None
-        """The event whose registers go back into its GHCB at the next entry."""
+        """The event whose registers go back into its GHCB at the next entry: mapped until then."""
         self.registered_ghcb: int | None = None
         self._cbit = cbit
         self._mutex = threading.Lock()
         self._pending: UserspaceWanted | None = None
-        self._vmsa_lock = threading.Lock()
-        self._new_vmsa: NewVmsa | None = None
-        self._destroyed = False
+        self.startup = Startup(self)
+        self.msrs = Msrs(self)
         if vm.sev is not None:
             processor.ghcb_msr = self.sev_info()
 
@@ -111,19 +121,14 @@ class Vcpu:
         if (emit := self.vm.trace.emit) is not None:
             emit(trace.MsrProtocol(vm=self.vm.name, vcpu=self.id, request=request, reply=reply))
 
-    def ask_new_vmsa(self, new: NewVmsa) -> None:
-        """Let this vCPU run from another VMSA page from its next entry on; called by any vCPU."""
-        with self._vmsa_lock:
-            self._new_vmsa = new
-
     def ioctl(self, request: int, arg: int | bytearray | memoryview) -> int:
-        """An ioctl on the vCPU's descriptor: KVM_RUN or KVM_GET_MP_STATE.
+        """An ioctl on the vCPU's descriptor: KVM_RUN, KVM_GET_MP_STATE or KVM_SET_MP_STATE.
 
         A second thread waits until the first one's ioctl is over.
 
         Args:
             request: KVM's number.
-            arg: 0 for KVM_RUN; the structure's bytes, which are written, for KVM_GET_MP_STATE.
+            arg: 0 for KVM_RUN; the structure's bytes otherwise.
 
         Returns:
             0 or -errno: -EIO for a VM that is dead, -ENOTTY for other requests.
@@ -139,13 +144,20 @@ class Vcpu:
                 return result
             if request == Ioctl.KVM_GET_MP_STATE:
                 return self._get_mp_state(arg)
+            if request == Ioctl.KVM_SET_MP_STATE:
+                return self._set_mp_state(arg)
         return -errno.ENOTTY
 
     def _get_mp_state(self, arg: int | bytearray | memoryview) -> int:
         if isinstance(arg, int) or len(arg) != KvmMpState.SIZE:
             return -errno.EFAULT
-        arg[:] = bytes(KvmMpState(mp_state=self.mp_state))
+        arg[:] = self.mp_state.to_bytes(KvmMpState.SIZE, "little")
         return 0
+
+    def _set_mp_state(self, arg: int | bytearray | memoryview) -> int:
+        if isinstance(arg, int) or len(arg) != KvmMpState.SIZE:
+            return -errno.EFAULT
+        return self.startup.set_mp_state(KvmMpState.parse(arg).mp_state)
 
     # KVM_RUN
 
@@ -178,7 +190,7 @@ class Vcpu:
         """An AP that was never started would sleep here; the model ends it as if a signal had come."""
         if not wants_to_run:
             return -errno.EINTR
-        if self._new_vmsa is not None and self._take_new_vmsa():
+        if self.startup.wake():
             return -errno.EAGAIN
         self.run.exit_reason = ExitReason.INTR
         return -errno.EINTR
@@ -194,6 +206,16 @@ class Vcpu:
                 ret = run.hypercall_ret()
                 self._tell_completion(ExitReason.HYPERCALL, ret)
                 return page_state.complete(self, pending, ret)
+            case HypercallWanted():
+                ret = run.hypercall_ret()
+                self._tell_completion(ExitReason.HYPERCALL, ret)
+                return instructions.complete_hypercall(pending, ret)
+            case PortIoWanted():
+                self._tell_completion(ExitReason.IO, 0)
+                return device_io.complete_port_io(self, pending)
+            case MmioWanted():
+                self._tell_completion(ExitReason.MMIO, 0)
+                return device_io.complete_mmio(self, pending)
             case unreachable:
                 assert_never(unreachable)
 
@@ -203,14 +225,15 @@ class Vcpu:
 
     def _loop(self) -> int:
         """Enter the guest until something leaves to userspace."""
-        vm, processor = self.vm, self.processor
+        vm, processor, startup = self.vm, self.processor, self.startup
         while True:
             if vm.bugged:
                 return -errno.EIO
-            if self._new_vmsa is not None:
-                self._take_new_vmsa()
-            if (barred := self._not_enterable()) is not None:
+            if startup.pending and (barred := startup.before_entry()) is not None:
                 return self._leave(barred)
+            if not self.measured and vm.vm_type in _PROTECTED:
+                # UNVERIFIED: what VMRUN says of a VMSA that was never given to the firmware.
+                return self._leave(EntryFailed(vm.profile.no_vmsa_reason))
             self.mp_state = _RUNNABLE
             if self.event is not None:
                 self._reply(self.event)
@@ -221,48 +244,12 @@ class Vcpu:
             if not isinstance(outcome, GuestResumed):
                 return self._leave(outcome)
 
-    def _not_enterable(self) -> Departure | None:
-        """Why the guest cannot be entered, or None."""
-        if self._destroyed:
-            if self.mp_state != _RUNNABLE:
-                return GuestHalted()
-            return EntryFailed(self.vm.profile.no_vmsa_reason)
-        if not self.measured and self.vm.vm_type in _PROTECTED:
-            # UNVERIFIED: what VMRUN says of a VMSA that was never given to the firmware.
-            return EntryFailed(self.vm.profile.no_vmsa_reason)
-        return None
-
-    def _take_new_vmsa(self) -> bool:
-        """Run from another VMSA page, as AP creation asked; without one the vCPU is offline.
-
-        Returns:
-            False when the change waits for an INIT signal, which does not exist here.
-        """
-        with self._vmsa_lock:
-            new = self._new_vmsa
-            if new is None or new.on_init:
-                return False
-            self._new_vmsa = None
-        self._use_vmsa(new)
-        return True
-
-    def _use_vmsa(self, new: NewVmsa) -> None:
-        self.mp_state, self.vmsa_page, self._destroyed = MpState.HALTED, None, True
-        if new.gpa is None:
-            return
-        try:
-            self.vmsa_page = self.vm.memory.private_page_address(new.gpa)
-        except BusError:
-            _logger.warning("%s vCPU %d: no private page for a VMSA at %#x", self.vm.name, self.id, new.gpa)
-            return
-        self.mp_state, self._destroyed = _RUNNABLE, False
-        if (emit := self.vm.trace.emit) is not None:
-            emit(trace.ApStarted(vm=self.vm.name, vcpu=self.id, vmsa_gpa=new.gpa))
-
     def _reply(self, event: GhcbEvent) -> None:
         """Give the registers of the last event back, just before the guest goes on."""
         self.event = None
         event.write_back()
+        if event.outside is not None:
+            write_outside(self, *event.outside)
         if (emit := self.vm.trace.emit) is not None:
             emit(
                 trace.GuestReplied(
@@ -298,21 +285,30 @@ class Vcpu:
                 self._pending = outcome
                 preset = profile.hypercall_ret_preset
                 run.put_map_gpa_range(gpa, npages, private=private, page_size=page_size, preset_ret=preset)
+            case HypercallWanted(args=args):
+                self._pending = outcome
+                run.put_guest_hypercall(args, preset_ret=profile.hypercall_ret_preset)
+            case PortIoWanted(read=read, size=size, port=port, count=count, data=data):
+                self._pending = outcome
+                run.put_port_io(read=read, size=size, port=port, count=count, data=data)
+            case MmioWanted(gpa=gpa, write=write, buffer=buffer, length=length):
+                self._pending = outcome
+                run.put_mmio(gpa, length, bytes(buffer[:length]) if write else None)
             case Terminated(ghcb_msr=msr):
                 run.put_termination(msr)
             case MemoryFault(gpa=gpa, private=private):
                 run.put_memory_fault(gpa, private=private)
                 return -errno.EFAULT
-            case GuestHalted():
-                self.mp_state = MpState.HALTED
+            case GuestHalted() | ResetHold() | WaitsForSipi():
+                self.mp_state = _MP_STATE_AFTER.get(type(outcome), self.mp_state)
                 run.exit_reason = ExitReason.INTR
                 return -errno.EINTR
             case GuestShutdown(reason=reason):
                 _logger.info("%s vCPU %d: shutdown: %s", self.vm.name, self.id, reason)
                 run.exit_reason = ExitReason.SHUTDOWN
-            case InternalError(suberror=suberror, reason=reason):
+            case InternalError(suberror=suberror, reason=reason, data=numbers):
                 _logger.error("%s vCPU %d: internal error %d: %s", self.vm.name, self.id, suberror, reason)
-                run.put_internal_error(suberror)
+                run.put_internal_error(suberror, numbers)
             case EntryFailed(reason=reason):
                 run.put_fail_entry(reason)
             case VmmErrno(errno=error):

@@ -14,17 +14,20 @@ from swsnp import trace
 from swsnp.abi.ghcb import (
     EVENT_INPUTS,
     PAGE,
+    ApJumpTable,
     ExitCode,
     GhcbError,
     GhcbField,
     Reply,
+    describe_termination,
     field_bit,
     valid_mask,
 )
 from swsnp.abi.kvm import VmType
 from swsnp.hardware import BusError
-from swsnp.hypervisor import ap_creation, guest_request, msr_protocol, page_state
-from swsnp.hypervisor.outcomes import RESUMED, GuestHalted, Terminated, VmmErrno
+from swsnp.hypervisor import ap_creation, device_io, guest_request, instructions, msr_protocol, page_state
+from swsnp.hypervisor.outcomes import RESUMED, ResetHold, Terminated, VmmErrno
+from swsnp.hypervisor.startup import Hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,31 +35,9 @@ if TYPE_CHECKING:
     from swsnp.hypervisor.outcomes import Outcome
     from swsnp.hypervisor.vcpu import Vcpu
 
-__all__ = ["ABSENT", "GhcbEvent", "handle"]
+__all__ = ["GhcbEvent", "handle"]
 
 _logger = logging.getLogger(__name__)
-
-_MMIO: Final = "a built-in guest has no MMIO device"
-_INTERCEPT: Final = "a built-in guest has no #VC handler and never relays an intercepted instruction"
-ABSENT: Final[Mapping[int, str]] = {
-    ExitCode.READ_DR7: _INTERCEPT,
-    ExitCode.WRITE_DR7: _INTERCEPT,
-    ExitCode.RDTSC: _INTERCEPT,
-    ExitCode.RDPMC: _INTERCEPT,
-    ExitCode.CPUID: _INTERCEPT,
-    ExitCode.INVD: _INTERCEPT,
-    ExitCode.IOIO: "a built-in guest has no port-mapped device",
-    ExitCode.MSR: _INTERCEPT,
-    ExitCode.VMMCALL: _INTERCEPT,
-    ExitCode.RDTSCP: _INTERCEPT,
-    ExitCode.WBINVD: _INTERCEPT,
-    ExitCode.MONITOR: _INTERCEPT,
-    ExitCode.MWAIT: _INTERCEPT,
-    ExitCode.MMIO_READ: _MMIO,
-    ExitCode.MMIO_WRITE: _MMIO,
-    ExitCode.AP_JUMP_TABLE: "SNP guests start processors with AP creation",
-}
-"""Events that KVM handles and this model does not, and why. Their inputs are checked all the same."""
 
 
 def _snapshot_format() -> str:
@@ -119,8 +100,9 @@ _ALL_USED: Final = _EXIT_FIELDS | _BIT_RAX | _BIT_RCX | _BIT_RDX | _BIT_RBX | _B
 class GhcbEvent:
     """What KVM keeps of a VMGEXIT: the registers, the exit fields, and the page to answer in.
 
-    The page is read once. Fields without their valid bit count as zero. RSI, CPL, XCR0 and XSS serve
-    only events of `ABSENT`: of those the valid bits are looked at, not the values.
+    The page is read once. Fields without their valid bit count as zero. CPL is read by VMMCALL; of XCR0
+    only the valid bit is looked at, RSI and XSS have no use here. `outside` is a scratch area beyond the
+    page: its address and the copy that goes back at the next entry.
     """
 
     __slots__ = (
@@ -128,6 +110,7 @@ class GhcbEvent:
         "gpa",
         "info1",
         "info2",
+        "outside",
         "page",
         "rax",
         "rbx",
@@ -145,6 +128,7 @@ class GhcbEvent:
         page[_BITMAP : _BITMAP + 16] = _NO_BITS
         self.page = page
         self.gpa = gpa
+        self.outside: tuple[int, memoryview] | None = None
         self.valid: int = valid
         self.rax, self.rcx, self.rdx, self.rbx = rax, rcx, rdx, rbx
         self.code, self.info1, self.info2, self.scratch = code, info1, info2, scratch
@@ -292,13 +276,6 @@ _CONDITIONAL: Final[Mapping[int, Callable[[GhcbEvent], int]]] = {
 }
 
 
-def _absent(vcpu: Vcpu, event: GhcbEvent) -> Outcome:
-    _logger.error(
-        "%s vCPU %d: event %#x is not modelled: %s", vcpu.vm.name, vcpu.id, event.code, ABSENT[event.code]
-    )
-    return VmmErrno(-errno.EINVAL)
-
-
 def _unsupported(vcpu: Vcpu, event: GhcbEvent) -> Outcome:
     _logger.error(
         "%s vCPU %d: the guest met an event that it does not support: info 1 %#x, info 2 %#x",
@@ -318,9 +295,8 @@ def _features(_: Vcpu, event: GhcbEvent) -> Outcome:
 def _terminate(vcpu: Vcpu, event: GhcbEvent) -> Outcome:
     # Userspace is told only the GHCB's address. The reason is in KVM's log and nowhere else: the page's
     # exit info fields were set to 0 before any handler ran.
-    _logger.info(
-        "%s vCPU %d: the guest asks to be terminated, reason %#x", vcpu.vm.name, vcpu.id, event.info1
-    )
+    reason = describe_termination(event.gpa, event.info1)
+    _logger.info("%s vCPU %d: the guest ends: %s (%#x)", vcpu.vm.name, vcpu.id, reason, event.info1)
     return Terminated(vcpu.processor.ghcb_msr)
 
 
@@ -328,9 +304,21 @@ def _nothing(_: Vcpu, __: GhcbEvent) -> Outcome:
     return RESUMED
 
 
-def _hold(_: Vcpu, __: GhcbEvent) -> Outcome:
-    # No SIPI exists here: the hold lasts until AP creation, or until userspace tries again.
-    return GuestHalted()
+def _hold(vcpu: Vcpu, _: GhcbEvent) -> Outcome:
+    vcpu.startup.hold(Hold.PAGE)
+    return ResetHold()
+
+
+def _jump_table(vcpu: Vcpu, event: GhcbEvent) -> Outcome:
+    """SEV-ES guests keep the address of their APs' entry points here; KVM lets SNP guests do so too."""
+    sev = vcpu.vm.sev
+    if sev is not None and event.info1 == ApJumpTable.SET:
+        sev.ap_jump_table = event.info2
+    elif sev is not None and event.info1 == ApJumpTable.GET:
+        event.answer(sev.ap_jump_table)
+    else:
+        return event.refuse(GhcbError.INVALID_INPUT)
+    return RESUMED
 
 
 _HANDLERS: Final[Mapping[int, Callable[[Vcpu, GhcbEvent], Outcome]]] = {
@@ -343,5 +331,15 @@ _HANDLERS: Final[Mapping[int, Callable[[Vcpu, GhcbEvent], Outcome]]] = {
     ExitCode.UNSUPPORTED_EVENT: _unsupported,
     ExitCode.NMI_COMPLETE: _nothing,
     ExitCode.AP_HLT_LOOP: _hold,
-    **dict.fromkeys(ABSENT, _absent),
+    ExitCode.AP_JUMP_TABLE: _jump_table,
+    ExitCode.MMIO_READ: device_io.mmio,
+    ExitCode.MMIO_WRITE: device_io.mmio,
+    ExitCode.IOIO: device_io.port_io,
+    ExitCode.CPUID: instructions.cpuid,
+    ExitCode.MSR: instructions.msr,
+    ExitCode.RDPMC: instructions.rdpmc,
+    ExitCode.RDTSC: instructions.rdtsc,
+    ExitCode.RDTSCP: instructions.rdtscp,
+    ExitCode.VMMCALL: instructions.vmmcall,
+    **dict.fromkeys(instructions.NO_OPERATIONS, instructions.no_operation),
 }

@@ -11,7 +11,7 @@ from swsnp.errors import SwsnpError
 if TYPE_CHECKING:
     from swsnp.vmm.stop import StopReason
 
-__all__ = ["Answer", "ExtendedReport", "GuestStopped", "IoctlFailed"]
+__all__ = ["Answer", "ExtendedReport", "GuestMoved", "GuestStopped", "IoctlFailed"]
 
 
 class GuestStopped(SwsnpError):
@@ -20,6 +20,13 @@ class GuestStopped(SwsnpError):
     def __init__(self, name: str, reason: StopReason) -> None:
         super().__init__(f"{name}: the guest stopped: {reason}")
         self.reason = reason
+
+
+class GuestMoved(SwsnpError):
+    """The guest was saved before the request was begun, and answers it where it goes on."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name}: the guest was saved and left this machine; ask it where it was restored")
 
 
 class IoctlFailed(SwsnpError):

@@ -12,22 +12,28 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from swsnp.abi.snp_report import AttestationReport, Product
 from swsnp.crypto.derive import SeededEntropy
+from swsnp.crypto.ecdsa import SigningKey
 from swsnp.errors import UsageError
 from swsnp.firmware.chip import Chip
+from swsnp.firmware.keys import vlek_key
 from swsnp.firmware.mailbox import Mailbox
 from swsnp.firmware.settings import preset
+from swsnp.firmware.vlek import wrap
 from swsnp.guest.driver import K_C, OWN_VMPL
 from swsnp.hardware.memory import SystemMemory
 from swsnp.hardware.rmp import Rmp
 from swsnp.hypervisor import profiles
 from swsnp.hypervisor.kvm_api import HostKernelModel
+from swsnp.machine.move import GuestContexts
 from swsnp.machine.virtual_machine import VirtualMachine
+from swsnp.machine.vlek import Vlek, load_hashstick
 from swsnp.trace import Trace
 from swsnp.vmm.certs import BlobFile, BytesSource, CallableSource
 from swsnp.vmm.config import DEFAULT_POLICY, VmConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from swsnp.abi.snp_report import TcbVersion
     from swsnp.amd_ca.manufacture import Hierarchy
@@ -35,7 +41,9 @@ if TYPE_CHECKING:
     from swsnp.guest.driver import Clock, DriverGeneration
     from swsnp.hypervisor.memory import NestedPaging
     from swsnp.hypervisor.neighbours import Processor
+    from swsnp.machine.move import SavedVm
     from swsnp.vmm.certs import CertificateSource
+    from swsnp.vmm.config import LaunchImage
 
 __all__ = ["Certs", "Machine", "SEEDED_NOW", "utc_now"]
 
@@ -45,23 +53,12 @@ Certs: TypeAlias = "Path | str | bytes | Callable[[], bytes] | CertificateSource
 SEEDED_NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 """The date of a seeded machine, so that its certificates are the same on any day."""
 _SECRET_SIZE: Final = 32
+_IV_SIZE: Final = 12
 
 
 def utc_now() -> datetime:
     """The present, aware."""
     return datetime.now(UTC)
-
-
-class _OneAtATime:
-    """The mailbox behind one lock: a secure processor does one thing at a time."""
-
-    def __init__(self, mailbox: Mailbox) -> None:
-        self._command = mailbox.command
-        self._lock = threading.Lock()
-
-    def command(self, command: int, buffer: int) -> int:
-        with self._lock:
-            return self._command(command, buffer)
 
 
 class Machine:
@@ -79,6 +76,11 @@ class Machine:
         clock: for the guest driver's pauses.
         entropy: where randomness comes from without a seed.
         now: the time for certificates; a seeded machine's is `SEEDED_NOW`.
+        same_root_as: a machine whose hierarchy certifies this one's chip too, as AMD's does all chips of a
+            product line; `amd_names` is then the other's.
+
+    Raises:
+        UsageError: a profile that is not known, or the root of another product line.
     """
 
     def __init__(
@@ -94,12 +96,16 @@ class Machine:
         clock: Clock = time,
         entropy: Callable[[int], bytes] = os.urandom,
         now: Callable[[], datetime] = utc_now,
+        same_root_as: Machine | None = None,
     ) -> None:
-        self.product = product
+        if same_root_as is not None and same_root_as.product is not product:
+            raise UsageError(f"same_root_as: got a {same_root_as.product.value}, wanted a {product.value}")
+        self.product: Product = product
         self.profile = profiles.profile(profile)
         self.trace = Trace()
         self.now = now if seed is None else lambda: SEEDED_NOW
         self.generation, self.clock, self._amd_names = generation, clock, amd_names
+        stream: Callable[[str], Callable[[int], bytes]]
         stream = SeededEntropy(seed).child if seed is not None else lambda _: entropy
         self._ca_entropy = None if seed is None and entropy is os.urandom else stream("ca")
         self.chip = Chip(
@@ -111,18 +117,28 @@ class Machine:
             engine=engine,
         )
         memory, rmp = SystemMemory(), Rmp()
-        self.mailbox = Mailbox(self.chip, memory=memory, rmp=rmp, trace=self.trace)
+        # a secure processor does one thing at a time: the driver holds this over each command
+        turn = threading.Lock()
+        self.mailbox = Mailbox(self.chip, memory=memory, rmp=rmp, trace=self.trace, lock=turn)
         self.kernel = HostKernelModel(
             profile=self.profile,
-            mailbox=_OneAtATime(self.mailbox),
+            mailbox=self.mailbox,
+            psp_mutex=turn,
+            max_asid=self.chip.settings.max_asid,
             memory=memory,
             rmp=rmp,
             trace=self.trace,
             processors=lambda memory, name, vcpu: self._makers[name](memory, vcpu),
         )
         self._makers: dict[str, Callable[[NestedPaging, int], Processor]] = {}
-        self._ca_lock = threading.RLock()
+        self._root_of = same_root_as
+        self._ca_lock: AbstractContextManager[bool]
+        self._ca_lock = threading.RLock() if same_root_as is None else same_root_as._ca_lock
         self._hierarchy: Hierarchy | None = None
+        self._provider_secrets: dict[str, bytes] = {}
+        self._stream = stream
+        self._vlek_ivs = stream("vlek-iv")
+        self._contexts = GuestContexts(self.mailbox, self.kernel.driver, turn)
         self._tables: dict[TcbVersion, bytes] = {}
         self._vm_count = 0
 
@@ -130,7 +146,9 @@ class Machine:
 
     @property
     def hierarchy(self) -> Hierarchy:
-        """The machine's own ARK, ASK and ASVK; keys are made at first use, which takes seconds."""
+        """ARK, ASK and ASVK: the machine's own, or `same_root_as`'s; made in seconds, at first use."""
+        if self._root_of is not None:
+            return self._root_of.hierarchy
         with self._ca_lock:
             if self._hierarchy is None:
                 from swsnp.amd_ca.manufacture import Hierarchy
@@ -164,6 +182,55 @@ class Machine:
             if tcb not in self._tables:
                 self._tables[tcb] = self.hierarchy.table(vcek=self.vcek_certificate(tcb))
             return self._tables[tcb]
+
+    def vlek(
+        self, csp_id: str, *, provider_secret: bytes | None = None, tcb: TcbVersion | None = None
+    ) -> Vlek:
+        """A provider's signing key with its certificates; load it with `load_vlek`.
+
+        Args:
+            csp_id: the provider, such as "CN=cc-eu-west-1.example"; its certificate carries it.
+            provider_secret: 32 bytes. A VLEK does not depend on the chip: machines that are given the same
+                one have the same key. By default each machine draws its own for every provider.
+            tcb: what it is issued for; the reported TCB by default, the only one that the chip loads.
+
+        Raises:
+            LayoutError: a secret of another size, or a provider's name outside ASCII.
+        """
+        with self._ca_lock:
+            if provider_secret is None:
+                provider_secret = self._secret_of(csp_id)
+            tcb = self.chip.reported_tcb if tcb is None else tcb
+            key = vlek_key(provider_secret, self.product, csp_id, tcb)
+            x, y = SigningKey.from_scalar(key.scalar).public_point
+            certificate = self.hierarchy.vlek(x, y, csp_id, key.tcb)
+            table = self.hierarchy.table(vlek=certificate)
+        return Vlek(csp_id=csp_id, key=key, certificate=certificate, table=table)
+
+    def _secret_of(self, csp_id: str) -> bytes:
+        if csp_id not in self._provider_secrets:
+            self._provider_secrets[csp_id] = self._stream(f"csp/{csp_id}")(_SECRET_SIZE)
+        return self._provider_secrets[csp_id]
+
+    def load_vlek(self, vlek: Vlek) -> None:
+        """Have the chip sign with a VLEK from now on, in place of any other.
+
+        A guest that asks with KEY_SEL 1 gets the VCEK's signature all the same.
+
+        The key is wrapped for this chip and goes through /dev/sev, so it is loaded between two commands.
+
+        Raises:
+            UsageError: it was issued for another TCB than the reported one.
+        """
+        with self._ca_lock:
+            iv = self._vlek_ivs(_IV_SIZE)
+        stick = wrap(self.chip.vcek_root(vlek.tcb), vlek.key, iv)
+        result, status = load_hashstick(self.kernel.task("operator"), stick)
+        if result:
+            raise UsageError(
+                f"VLEK: got one for TCB {vlek.tcb:#018x}, wanted REPORTED_TCB {self.chip.reported_tcb:#018x} "
+                f"(AMD 56860, SNP_VLEK_LOAD): errno {-result}, status {status:#x}"
+            )
 
     def _own_source(self) -> CertificateSource:
         return CallableSource(self.certificate_table, name="the machine's table")
@@ -216,8 +283,51 @@ class Machine:
                 vcpus=vcpus,
                 policy=policy,
                 host_data=host_data,
-                certs=self._own_source() if certs == "machine" else _source(certs),
+                certs=self._certificate_source(certs),
             )
+        return self._launch(config, self.generation, vmpck_id)
+
+    def restore_vm(
+        self,
+        saved: SavedVm,
+        *,
+        name: str | None = None,
+        certs: Certs | Literal["machine"] = "machine",
+    ) -> VirtualMachine:
+        """Continue a VM that `VirtualMachine.save` took off another machine, or off this one.
+
+        The guest goes on with its memory, keys and counters. This machine's chip signs for it, and its
+        certificates come from `certs`, whatever it had before.
+
+        Args:
+            saved: is used up, unless this fails.
+            name: in trace events; the old one by default.
+            certs: as `create_vm`.
+
+        Raises:
+            UsageError: it was restored before, comes from another product line, or its name is taken.
+            LaunchError: KVM or firmware refused, as for a policy that this firmware does not know.
+            GuestStopped: the guest would not go on here.
+        """
+        if saved.product is not self.product:
+            raise UsageError(f"saved VM: got one of {saved.product.value}, wanted {self.product.value}")
+        config = replace(saved.config, name=name or saved.config.name, certs=self._certificate_source(certs))
+        with saved.claimed():
+            vm = self._launch(config, saved.generation, saved.vmpck_id, saved.memory.image())
+            try:
+                vm.resume(saved)
+            except BaseException:
+                vm.close()
+                raise
+            return vm
+
+    def _launch(
+        self,
+        config: VmConfig,
+        generation: DriverGeneration,
+        vmpck_id: int,
+        image: LaunchImage | None = None,
+    ) -> VirtualMachine:
         if self.profile.cert_exit is None:
             config = replace(config, certs=None)
         if config.name in self._makers:
@@ -228,10 +338,16 @@ class Machine:
             makers=self._makers,
             dialect=self.profile.name,
             trace=self.trace,
-            generation=self.generation,
+            generation=generation,
             clock=self.clock,
+            contexts=self._contexts,
+            product=self.product,
             vmpck_id=vmpck_id,
+            image=image,
         )
+
+    def _certificate_source(self, certs: Certs | Literal["machine"]) -> CertificateSource | None:
+        return self._own_source() if certs == "machine" else _source(certs)
 
 
 def _source(certs: Certs) -> CertificateSource | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from swsnp.abi.ghcb import PAGE
 from swsnp.abi.sev_guest import (
@@ -24,26 +26,34 @@ from swsnp.abi.snp_report import REPORT_SIZE
 from swsnp.abi.vmsa import SevFeatures, Vmsa
 from swsnp.cpu.builtin import BuiltinProcessor
 from swsnp.errors import UsageError
-from swsnp.guest.boot import BootedGuest, boot, boot_ap, place_vmsa, start_ap
+from swsnp.guest.boot import BootedGuest, boot, boot_ap, place_vmsa, resume, resume_ap, start_ap
 from swsnp.guest.caller import BufferMemory
 from swsnp.guest.driver import OWN_VMPL, SevGuestDriver
-from swsnp.machine.answers import Answer, ExtendedReport, GuestStopped, IoctlFailed
+from swsnp.machine.answers import Answer, ExtendedReport, GuestMoved, GuestStopped, IoctlFailed
 from swsnp.machine.built_in import built_in_image, built_in_layout
+from swsnp.machine.move import SavedVm, save_memory
 from swsnp.vmm.launch import launch
+from swsnp.vmm.ram import Converted
 from swsnp.vmm.stop import Idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from swsnp.abi.snp_report import Product
     from swsnp.guest.caller import CallerMemory
     from swsnp.guest.driver import Clock, DriverGeneration
     from swsnp.hypervisor.memory import NestedPaging
     from swsnp.hypervisor.neighbours import Processor
     from swsnp.hypervisor.task import HostTask
+    from swsnp.machine.move import GuestContexts
     from swsnp.trace import Trace
-    from swsnp.vmm.config import VmConfig
+    from swsnp.vmm.config import LaunchImage, VmConfig
 
 __all__ = ["VirtualMachine"]
+
+_GONE: Final = -1
+"""In place of an idle vCPU: there will be none any more."""
+_EMPTY_PAGE: Final = bytes(PAGE)
 
 
 class VirtualMachine:
@@ -59,9 +69,12 @@ class VirtualMachine:
         trace: Trace,
         generation: DriverGeneration,
         clock: Clock,
+        contexts: GuestContexts,
+        product: Product,
         vmpck_id: int = OWN_VMPL,
+        image: LaunchImage | None = None,
     ) -> None:
-        """Launch; `Machine.create_vm` calls this.
+        """Launch; `Machine.create_vm` and `Machine.restore_vm` call this.
 
         Args:
             task: the VMM's process.
@@ -71,7 +84,10 @@ class VirtualMachine:
             trace: where events go.
             generation: which sev-guest driver the guest has.
             clock: for the driver's pauses.
+            contexts: for `save` and `resume`.
+            product: the machine's.
             vmpck_id: the driver's module parameter.
+            image: what is launched; the built-in guest by default.
         """
         self.config, self.name = config, config.name
         self.layout, self._vmsa_pages = built_in_layout(config.vcpus)
@@ -81,6 +97,9 @@ class VirtualMachine:
                 f"memory size: got {config.memory_size:#x}, wanted at least {end:#x} for {config.vcpus} vCPUs"
             )
         self._trace, self._generation, self._clock, self._vmpck_id = trace, generation, clock, vmpck_id
+        self._contexts, self._product = contexts, product
+        self._memory: NestedPaging | None = None
+        self._saving = threading.Lock()
         self.vcpus: dict[int, BuiltinProcessor] = {}
         self.driver: SevGuestDriver | None = None
         self._idle: SimpleQueue[int] = SimpleQueue()
@@ -88,13 +107,14 @@ class VirtualMachine:
             undo.callback(task.exit)
             makers[self.name] = self._make_processor
             undo.callback(makers.pop, self.name)
-            image = built_in_image(self.layout)
+            image = built_in_image(self.layout) if image is None else image
             wanted = dialect if config.certs is not None else None
             self._running = launch(task, config, image, dialect=wanted, trace=trace)
             undo.callback(self._running.close)
             self._undo = undo.pop_all()
 
     def _make_processor(self, memory: NestedPaging, vcpu: int) -> Processor:
+        self._memory = memory
         self.vcpus[vcpu] = processor = BuiltinProcessor(memory)
         return processor
 
@@ -119,10 +139,13 @@ class VirtualMachine:
         """
         processor = self.vcpus[vcpu]
         processor.start(program)
-        stop = self._running.run(vcpu)
-        if not isinstance(stop, Idle):
+        try:
+            stop = self._running.run(vcpu)
+            if not isinstance(stop, Idle) or processor.busy:
+                raise GuestStopped(self.name, stop)
+        except BaseException:
             processor.abandon()  # what the program held in the guest is let go, as if its thread had died
-            raise GuestStopped(self.name, stop)
+            raise
         return processor.result()
 
     def boot(self) -> BootedGuest:
@@ -136,6 +159,12 @@ class VirtualMachine:
         for vcpu, vmsa_gpa in enumerate(self._vmsa_pages, 1):
             self.execute(0, self._start_ap(guest, vcpu, vmsa_gpa))
             self.execute(vcpu, boot_ap(self.vcpus[vcpu], guest, vcpu=vcpu))
+        self._bind(guest)
+        return guest
+
+    def _bind(self, guest: BootedGuest) -> None:
+        """The guest's driver finds its device; from now on every vCPU takes requests."""
+        self._guest = guest
         self.driver = SevGuestDriver(
             guest,
             vmpck_id=self._vmpck_id,
@@ -146,12 +175,74 @@ class VirtualMachine:
         )
         for vcpu in self.vcpus:
             self._idle.put(vcpu)
-        return guest
 
     def _start_ap(self, guest: BootedGuest, vcpu: int, vmsa_gpa: int) -> Generator[None, None, None]:
         first = self.vcpus[0]
         place_vmsa(first, vmsa_gpa, bytes(Vmsa(sev_features=SevFeatures.of(snp_active=1))))
         yield from start_ap(first, guest.ghcbs[0], vcpu, vmsa_gpa)
+
+    # Moving
+
+    def save(self) -> SavedVm:
+        """Take the VM off this machine; it ends here.
+
+        Requests that are running come to their end first, with this machine's certificates and signature: a
+        certificate exit that waits is completed, and nothing of it is saved. Requests that wait for a vCPU
+        are not begun: `GuestMoved`.
+
+        Raises:
+            UsageError: not booted, saved already, or its driver has lost its key and can attest no more.
+        """
+        if self.driver is None or self._memory is None:
+            raise UsageError(f"{self.name}: not booted, wanted boot() before it is saved")
+        if not self._saving.acquire(blocking=False):
+            raise UsageError(f"{self.name}: saved already")
+        taken: list[int] = []
+        try:
+            taken.extend(self._idle.get() for _ in self.vcpus)
+            if not self.driver.usable:
+                raise UsageError(f"{self.name}: its message key is wiped; boot it anew instead of moving it")
+            saved = SavedVm(
+                product=self._product,
+                config=replace(self.config, certs=None),
+                ghcb_version=self._guest.version,
+                generation=self._generation,
+                vmpck_id=self._vmpck_id,
+                memory=save_memory(self._memory),
+                context=self._contexts.save(self._memory.asid),
+            )
+        except BaseException:
+            for vcpu in taken:
+                self._idle.put(vcpu)
+            self._saving.release()
+            raise
+        self._idle.put(_GONE)
+        self.close()
+        return saved
+
+    def resume(self, saved: SavedVm) -> BootedGuest:
+        """Go on as a guest that was saved; `Machine.restore_vm` calls this on what was launched from it.
+
+        Raises:
+            GuestStopped: the guest ended instead, as one that does not find its protocol version.
+            UsageError: the chip did not take the guest's context.
+        """
+        assert self._memory is not None  # noqa: S101  # set when the launch made vCPUs
+        self._contexts.replace(self._memory.asid, saved.context)
+        for gpa in saved.memory.private:
+            self._running.write(gpa, _EMPTY_PAGE)  # the launch read it from there; the host must not
+        for gpa, npages in saved.memory.shared_ranges:
+            done = self._running.convert(gpa, npages, private=False)
+            if not isinstance(done, Converted):
+                raise UsageError(f"{self.name}: {npages} pages at {gpa:#x} cannot be shared here: {done}")
+        for gpa, page in saved.memory.shared.items():
+            self._running.write(gpa, page)
+        guest: BootedGuest = self.execute(0, resume(self.vcpus[0], self.layout, version=saved.ghcb_version))
+        for vcpu, vmsa_gpa in enumerate(self._vmsa_pages, 1):
+            self.execute(0, start_ap(self.vcpus[0], guest.ghcbs[0], vcpu, vmsa_gpa))
+            self.execute(vcpu, resume_ap(self.vcpus[vcpu], guest, vcpu=vcpu))
+        self._bind(guest)
+        return guest
 
     # The device
 
@@ -169,10 +260,14 @@ class VirtualMachine:
         Raises:
             UsageError: the guest is not booted.
             GuestStopped: the guest or its VM ended; the program gets no answer.
+            GuestMoved: the VM was saved before the call was begun.
         """
         if self.driver is None:
             raise UsageError(f"{self.name}: not booted, wanted boot() before the first ioctl")
         vcpu = self._idle.get()
+        if vcpu < 0:
+            self._idle.put(vcpu)  # for the next who waits
+            raise GuestMoved(self.name)
         try:
             return int(self.execute(vcpu, self.driver.ioctl(self.vcpus[vcpu], command, argument, caller)))
         finally:
@@ -193,9 +288,14 @@ class VirtualMachine:
         return Answer(**_report_of(self._call(SNP_GET_REPORT, request, SnpReportResp.SIZE)))
 
     def extended_report(
-        self, report_data: bytes, *, vmpl: int = 0, certs_size: int = EXT_GUEST_DATA_MAX
+        self,
+        report_data: bytes,
+        *,
+        vmpl: int = 0,
+        rsvd: bytes = bytes(28),
+        certs_size: int = EXT_GUEST_DATA_MAX,
     ) -> ExtendedReport:
-        """SNP_GET_EXT_REPORT with a certificate buffer of `certs_size` bytes.
+        """SNP_GET_EXT_REPORT with a certificate buffer of `certs_size` bytes; the rest as `report`.
 
         Raises:
             IoctlFailed: the driver refused; exitinfo2 0x100000000 says that the buffer is too small.
@@ -204,7 +304,7 @@ class VirtualMachine:
         certs = bytearray(certs_size)
         address = caller.place(certs) if certs_size else 0
         request = SnpExtReportReq(
-            user_data=report_data, vmpl=vmpl, certs_address=address, certs_len=certs_size
+            user_data=report_data, vmpl=vmpl, rsvd=rsvd, certs_address=address, certs_len=certs_size
         )
         response = self._call(SNP_GET_EXT_REPORT, request, SnpReportResp.SIZE, caller)
         return ExtendedReport(certs=bytes(certs), **_report_of(response))

@@ -215,13 +215,14 @@ class BytesSource:
     """The same certificates for every request; 24 zero bytes are an empty table."""
 
     def __init__(self, data: bytes, *, name: str = "bytes") -> None:
-        self._data = bytes(data)
+        self._blob = Blob(bytes(data))
         self.name = name
 
     def acquire(self, room: int, *, least_wait_s: float = 0.0) -> Acquired:
         """See `CertificateSource.acquire`. There is nothing to wait for."""
         del least_wait_s
-        return TooLarge(len(self._data)) if len(self._data) > room else Blob(self._data)
+        size = len(self._blob.data)
+        return TooLarge(size) if size > room else self._blob
 
 
 class CertificateService:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from swsnp.vmm.host import HostKernel
+    from swsnp.vmm.ram import Conversion
     from swsnp.vmm.stop import StopReason
 
 __all__ = ["LaunchError", "LaunchImage", "LaunchPage", "RunningVm", "VmConfig", "launch"]
@@ -95,6 +96,10 @@ class RunningVm:
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Guest memory's shared side; BusError where there is none."""
         self._ram.write(gpa, data)
+
+    def convert(self, gpa: int, npages: int, *, private: bool) -> Conversion:
+        """Give pages the state that their guest assumes, as after a move; see `GuestRam.convert`."""
+        return self._ram.convert(gpa, npages, private=private)
 
     def close(self) -> None:
         """Close every descriptor and give the memory back; no vCPU may be running. Again is allowed."""

@@ -89,7 +89,7 @@ class GuestRam:
     def slot_of(self, gpa: int, size: int) -> RamSlot | None:
         """The slot that holds the whole range; None when no single one does."""
         for slot in self.slots:
-            if slot.gpa <= gpa and gpa + size <= slot.end:
+            if slot.gpa <= gpa and gpa + size <= slot.gpa + slot.size:
                 return slot
         return None
 

@@ -27,6 +27,7 @@ from swsnp.abi.kvm import (
     RunOffset,
     SystemEvent,
 )
+from swsnp.vmm.dialect import NO_CERT_EXIT
 from swsnp.vmm.host import PAGE, errno_name
 from swsnp.vmm.ram import Broken, Converted, Refused
 from swsnp.vmm.stop import (
@@ -102,7 +103,8 @@ class VcpuRunner:
         self.vcpu = vcpu
         self._ioctl, self._fd, self._run, self._ram = host.ioctl, fd, run_area, ram
         self._certificates = certificates
-        self._certificate_exit = None if certificates is None else certificates.dialect.exit_reason
+        dialect = NO_CERT_EXIT if certificates is None else certificates.dialect
+        self._certificate_exit, self._asks_for_certificates = dialect.exit_reason, dialect.is_request
         self._mp_state = bytearray(4)
         self._exits: dict[int, Callable[[], StopReason | None]] = {
             ExitReason.HYPERCALL: self._hypercall,
@@ -141,7 +143,7 @@ class VcpuRunner:
         result = 0
         while result == 0:
             reason = self._exit_reason()
-            if reason == self._certificate_exit and self._asks_for_certificates():
+            if reason == self._certificate_exit and self._asks_for_certificates(self._run):
                 result = self._serve_certificates()
             else:
                 handler = self._exits.get(reason)
@@ -149,13 +151,10 @@ class VcpuRunner:
         return None if result == _INTERRUPTED else self._failed(result)
 
     def _exit_reason(self) -> int:
-        (reason,) = _U32.unpack_from(self._run, _EXIT_REASON)
-        return int(reason)
+        reason: int = _U32.unpack_from(self._run, _EXIT_REASON)[0]
+        return reason
 
     # --- certificates ---------------------------------------------------------------------------------------
-
-    def _asks_for_certificates(self) -> bool:
-        return self._certificates is not None and self._certificates.dialect.is_request(self._run)
 
     def _serve_certificates(self) -> int:
         """Answer the exit, and keep the blob until the firmware was asked.

@@ -137,6 +137,15 @@ def test_trailer_field_other_than_1_is_refused() -> None:
         read(certificate(replace(LEAF, algorithm=broken)))
 
 
+@pytest.mark.parametrize("tag", [0x07, 0x08, 0x09], ids=["ObjectDescriptor", "InstanceOf", "Real"])
+def test_parameters_of_a_wrong_kind_are_refused(tag: int) -> None:
+    """RFC 4055, 3.1: the hash algorithm is tagged [0]; types without a value are refused too."""
+    at = assemble.PSS.index(b"\xa0\x0f")
+    broken = assemble.PSS[:at] + bytes([tag]) + assemble.PSS[at + 1 :]
+    with pytest.raises(LayoutError, match="RSASSA-PSS parameters"):
+        read(certificate(replace(LEAF, algorithm=broken)))
+
+
 def test_pem_bundles() -> None:
     """RFC 7468: text around blocks is allowed, blocks of other kinds are passed over."""
     pem = to_pem(certificate())

@@ -83,7 +83,10 @@ class Rig:
             deterministic=True,
         )
         self.memory, self.rmp, self.trace = SystemMemory(), Rmp(), Trace()
-        self.mailbox = Mailbox(self.chip, memory=self.memory, rmp=self.rmp, trace=self.trace)
+        self.slept: list[float] = []
+        self.mailbox = Mailbox(
+            self.chip, memory=self.memory, rmp=self.rmp, trace=self.trace, sleep=self.slept.append
+        )
         self.buffer = self.memory.allocate_page()
         if init:
             assert self.init() == 0

@@ -55,6 +55,20 @@ def test_injected_failures(rig: Rig) -> None:
     assert rig.command(0x555) == S.INVALID_COMMAND
 
 
+def test_injected_delays(rig: Rig) -> None:
+    """A command waits before it is carried out, once, several times or until taken back; others do not."""
+    rig.mailbox.delay(Command.NOP, 0.5)
+    rig.mailbox.delay(Command.SNP_DF_FLUSH, 2.0, times=None)
+    assert [rig.command(Command.NOP) for _ in range(2)] == [S.SUCCESS] * 2
+    assert rig.slept == [0.5]
+    rig.mailbox.inject(Command.SNP_DF_FLUSH, 7)
+    assert [rig.command(Command.SNP_DF_FLUSH) for _ in range(2)] == [7, S.SUCCESS]
+    assert rig.slept == [0.5, 2.0, 2.0]
+    rig.mailbox.delay(Command.SNP_DF_FLUSH, 2.0, times=0)
+    assert rig.command(Command.SNP_DF_FLUSH) == S.SUCCESS
+    assert rig.slept == [0.5, 2.0, 2.0]
+
+
 def test_every_command_is_traced(rig: Rig) -> None:
     """Each command ends with one event, injected ones too."""
     heard: list[TraceEvent] = []

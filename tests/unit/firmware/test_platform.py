@@ -26,6 +26,7 @@ from swsnp.abi.snp_command import FirmwareStatus as S
 from swsnp.abi.snp_report import Product, TcbVersion
 from swsnp.firmware.chip import ApiVersion
 from swsnp.firmware.keys import vlek_key
+from swsnp.firmware.platform import _fix
 from swsnp.hardware.rmp import PageState, RmpEntry
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def test_platform_status_content(make_rig: MakeRig) -> None:
         state=1,
         rmp_flags=3,
         build_id=29,
-        flags=0b100101,
+        flags=0b101101,
         guest_count=1,
         current_tcb=TcbVersion.encode(Product.MILAN, boot_loader=4, snp=0x18, microcode=0xDB),
         reported_tcb=older,
@@ -366,6 +367,24 @@ def test_get_id_checks_every_page_of_its_buffer(rig: Rig) -> None:
     rig.rmp[base + 0x1000] = FIRMWARE
     assert rig.mailbox.command(Command.GET_ID, address) == S.SUCCESS
     assert [rig.state(base), rig.state(base + 0x1000)] == [PageState.RECLAIM] * 2
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_get_id_never_writes_a_guests_page(rig: Rig, validated: bool) -> None:
+    """AMD 56860: while INIT the ids go to a Firmware page only; a guest's page is refused."""
+    target = rig.page(RmpEntry(assigned=True, asid=7, gpa=0x5000, validated=validated))
+    rig.memory.write(target, b"the guest's own")
+    assert _get_id(rig, target, 0x40)[0] == S.INVALID_PAGE_STATE
+    assert rig.memory.read(target, 15) == b"the guest's own"
+
+
+def test_a_huge_range_list_is_quick(make_rig: MakeRig) -> None:
+    """AMD 56860, SNP_INIT_EX: ranges are the host's word; holes cost nothing, memory in them is HV-Fixed."""
+    rig = make_rig(init=False)
+    page = rig.memory.allocate(2 * 0x1000)
+    _fix(rig.mailbox.platform, RangeElement(base=0, page_count=0xFFFF_FFFF))
+    assert [rig.state(page), rig.state(page + 0x1000)] == [PageState.HV_FIXED] * 2
+    _fix(rig.mailbox.platform, RangeElement(base=page + 0x2000, page_count=1))
 
 
 def test_get_id_into_no_memory(rig: Rig) -> None:

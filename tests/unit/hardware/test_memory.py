@@ -58,3 +58,14 @@ def test_released_region_answers_no_more() -> None:
     with pytest.raises(BusError):
         memory.view(base, 1)
     assert memory.allocate(PAGE) != base
+
+
+def test_which_pages_are_memory() -> None:
+    """A page counts when all of it is memory: one of the kernel's own, or one inside a region."""
+    memory = SystemMemory()
+    own, region = memory.allocate_page(), memory.allocate(2 * PAGE)
+    assert memory.has_page(own + 0xFFF)
+    assert [memory.has_page(region + offset) for offset in (0, PAGE + 1, 2 * PAGE)] == [True, True, False]
+    assert not memory.has_page(0)
+    memory.release(region)
+    assert not memory.has_page(region)

@@ -36,11 +36,14 @@ def test_states(entry: RmpEntry, state: PageState) -> None:
     [
         (RmpUpdate(assigned=True, asid=1), PAGE + 1, RmpUpdateCode.FAIL_INPUT),
         (RmpUpdate(asid=1), PAGE, RmpUpdateCode.FAIL_INPUT),
+        (RmpUpdate(assigned=True, gpa=0x1000, immutable=True), PAGE, RmpUpdateCode.FAIL_INPUT),
+        (RmpUpdate(assigned=True, asid=1, gpa=0x1800), PAGE, RmpUpdateCode.FAIL_INPUT),
+        (RmpUpdate(assigned=True, asid=1, gpa=0x1000, page_size=1), PAGE, RmpUpdateCode.FAIL_INPUT),
         (RmpUpdate(assigned=True, asid=1, page_size=1), PAGE + 0x1000, RmpUpdateCode.FAIL_INPUT),
     ],
 )
 def test_rmpupdate_refuses_bad_input(update: RmpUpdate, address: int, code: RmpUpdateCode) -> None:
-    """RMPUPDATE: alignment, and an ASID needs an assigned page."""
+    """RMPUPDATE: alignment, and who may have an ASID or a guest address."""
     assert Rmp().rmpupdate(address, update) is code
 
 
@@ -84,6 +87,8 @@ def test_rmpadjust() -> None:
     """RMPADJUST: only a validated page of the guest, only a VMPL below the caller's."""
     rmp = Rmp()
     rmp[PAGE] = RmpEntry(assigned=True, asid=3, gpa=0x5000)
+    assert rmp.rmpadjust(PAGE, asid=3, gpa=0x5000, vmpl=1, permissions=1, vmsa=True) is None
+    rmp[PAGE] = RmpEntry(assigned=True, asid=3, gpa=0x5000, validated=True, immutable=True)  # Pre-Swap
     assert rmp.rmpadjust(PAGE, asid=3, gpa=0x5000, vmpl=1, permissions=1, vmsa=True) is None
     rmp[PAGE] = RmpEntry(assigned=True, asid=3, gpa=0x5000, validated=True)
     adjusted = rmp.rmpadjust(PAGE, asid=3, gpa=0x5000, vmpl=1, permissions=3, vmsa=True)

@@ -32,6 +32,7 @@ UNMAPPED = 0x10_0000_0000
 SEV_FD = 7
 GCTX = 0x77_0000
 CBIT = 51
+ZEROS = (0, 0, 0, 0)
 REGISTERS = {
     "rax": GhcbField.RAX,
     "rbx": GhcbField.RBX,
@@ -39,6 +40,7 @@ REGISTERS = {
     "rdx": GhcbField.RDX,
     "scratch": GhcbField.SW_SCRATCH,
     "xcr0": GhcbField.XCR0,
+    "cpl": GhcbField.CPL,
 }
 
 
@@ -155,6 +157,7 @@ class Sev:
     response_page: int
     vmsa_features: int = 1
     ghcb_version: int = 2
+    ap_jump_table: int = 0
     gctx: int | None = GCTX
     sev_fd: int = SEV_FD
     request_mutex: threading.Lock = field(default_factory=threading.Lock)
@@ -197,6 +200,7 @@ class World:
         self.rmp = Rmp()
         self.memory = FlatMemory(self.system)
         self.driver = ScriptedDriver(self.system, self.rmp)
+        self.cpuid: dict[int, tuple[int, int, int, int]] = {}
         self.sev = Sev(self.system.allocate_page(), self.system.allocate_page())
         self.vm = FakeVm(profile_named(profile), self.memory, self.driver, self.sev, vm_type=vm_type)
         self.vm.coco_mask = self.vm.req_certs = enable
@@ -204,8 +208,12 @@ class World:
         self.vcpu.registered_ghcb = GHCB
         self.events: list[TraceEvent] = []
 
+    def leaf(self, function: int) -> tuple[int, int, int, int]:
+        """CPUID of every vCPU."""
+        return self.cpuid.get(function, ZEROS)
+
     def add_vcpu(self, vcpu_id: int) -> Vcpu:
-        vcpu = Vcpu(self.vm, vcpu_id, ScriptedProcessor(), cbit=CBIT)
+        vcpu = Vcpu(self.vm, vcpu_id, ScriptedProcessor(), cbit=CBIT, cpuid=self.leaf)
         vcpu.measured = True
         self.vm.vcpus[vcpu_id] = vcpu
         return vcpu
@@ -249,6 +257,10 @@ class World:
     def poke(self, offset: int, value: int, width: int) -> None:
         """Write a number of `width` bits into kvm_run."""
         self.area[offset : offset + width // 8] = value.to_bytes(width // 8, "little")
+
+    def set_mp_state(self, state: int, vcpu: Vcpu | None = None) -> int:
+        """KVM_SET_MP_STATE."""
+        return (vcpu or self.vcpu).ioctl(Ioctl.KVM_SET_MP_STATE, bytearray(state.to_bytes(4, "little")))
 
     def immediate_exit(self, value: int) -> None:
         self.area[1] = value

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from swsnp.hypervisor.vcpu import Vcpu
 
 ALL = ["coco-v1", "coco-v1-revised", "linux-6.12", "linux-7.2"]
+SERIES = ALL[:2]
 ON_INIT, CREATE, DESTROY = 0, 1, 2
 FEATURES = 0x21
 VMSA = 0x6000
@@ -55,13 +56,47 @@ def run(vcpu: Vcpu) -> int:
     ],
 )
 def test_refused(world: MakeWorld, profile: str, bad: dict[str, int]) -> None:
-    """Unknown APIC id or request, other features, a VMSA address misaligned, too high or 2 MiB aligned."""
+    """Unknown APIC id or request, other features, a VMSA address misaligned, too high or 2 MiB aligned.
+
+    The target stays as it is, but for the series' kernels: there a refusal stops it (fixed in 6.15 and stable
+    kernels by "KVM: SVM: Don't change target vCPU state on AP Creation VMGEXIT error").
+    """
     vm, ap = with_ap(world, profile)
     given = {"request": CREATE} | bad
     assert vm.resumed(ask(vm, **given))
     assert vm.reply == (2, 5)
-    assert run(ap) == -errno.EINTR
-    assert ap.mp_state == MpState.UNINITIALIZED
+    stopped = profile in SERIES and "apic_id" not in bad
+    assert run(ap) == (-errno.EAGAIN if stopped else -errno.EINTR)
+    assert ap.mp_state == (MpState.HALTED if stopped else MpState.UNINITIALIZED)
+
+
+@pytest.mark.parametrize("profile", SERIES)
+@pytest.mark.parametrize(
+    ("bad", "at_once"), [({"vmsa": VMSA + 8}, False), ({"features": FEATURES ^ 1 << 3}, True)]
+)
+def test_refused_on_init(world: MakeWorld, profile: str, bad: dict[str, int], at_once: bool) -> None:
+    """The series' kernels: a refused create-on-INIT stops the target at INIT; with other features at once."""
+    vm, ap = with_ap(world, profile)
+    ask(vm, CREATE)
+    assert run(ap) == -errno.EAGAIN
+    given = {"request": ON_INIT} | bad
+    assert vm.resumed(ask(vm, **given))
+    assert vm.reply == (2, 5)
+    run(ap)
+    assert (ap.vmsa_page is None) is at_once
+    ap.startup.signal_init()
+    ap.startup.signal_sipi()
+    run(ap)
+    assert ap.vmsa_page is None
+
+
+@pytest.mark.parametrize("profile", ALL)
+def test_vmpl_is_not_taken(world: MakeWorld, profile: str) -> None:
+    """KVM has no VMPLs: bits [19:16] of the request other than 0 make it an unknown one."""
+    vm, _ = with_ap(world, profile)
+    for vmpl in (1, 2, 3):
+        assert vm.resumed(ask(vm, vmpl << 16 | CREATE))
+        assert vm.reply == (2, 5)
 
 
 @pytest.mark.parametrize("request_", [ON_INIT, CREATE])

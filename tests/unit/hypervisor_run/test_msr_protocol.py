@@ -64,12 +64,12 @@ def test_cpuid_unknown(world: MakeWorld) -> None:
 
 
 def test_ap_reset_hold(world: MakeWorld) -> None:
-    """AP reset hold: reply 0x007 with value 0, and the vCPU is held (no SIPI exists)."""
+    """AP reset hold: reply 0x007 with value 0, and the vCPU is held, MP state 9."""
     vm = world()
     assert vm.ask_msr(0x006) == -errno.EINTR
     assert vm.processor.ghcb_msr == 0x007
     assert vm.processor.entries == 1
-    assert vm.mp_state == MpState.HALTED
+    assert vm.mp_state == MpState.AP_RESET_HOLD
 
 
 @pytest.mark.parametrize("profile", ALL)

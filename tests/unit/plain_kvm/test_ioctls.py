@@ -43,8 +43,6 @@ def test_msr_filter_size() -> None:
         (ioctls.KvmSegment, "unusable", 22),
         (ioctls.KvmSregs, "gdt", 0xC0),
         (ioctls.KvmSregs, "efer", 0x108),
-        (ioctls.KvmExitIo, "data_offset", 8),
-        (ioctls.KvmExitMmio, "is_write", 20),
         (ioctls.KvmExitMsr, "data", 16),
         (ioctls.KvmExitInternalError, "data", 8),
     ],

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from swsnp.abi.kvm import ExitIo, ExitMmio
 from swsnp.cpu.plain_kvm import probe
-from swsnp.cpu.plain_kvm.ioctls import KvmExitInternalError, KvmExitIo, KvmExitMmio, KvmExitMsr
+from swsnp.cpu.plain_kvm.ioctls import KvmExitInternalError, KvmExitMsr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ def leave(reason: int, payload: Record | None = None) -> Exit:
 
 
 WRMSR = leave(30, KvmExitMsr(index=0xC0010130, reason=4, data=2))
-VMGEXIT = leave(2, KvmExitIo(direction=1, size=1, port=0xE8, count=1, data_offset=4096))
+VMGEXIT = leave(2, ExitIo(direction=1, size=1, port=0xE8, count=1, data_offset=4096))
 HLT = leave(5)
 
 
@@ -50,10 +51,10 @@ def test_usable(kvm: ScriptedKvm) -> None:
         ([leave(17, KvmExitInternalError(suberror=1))] * 2, "KVM_EXIT_INTERNAL_ERROR"),
         ([leave(8)] * 2, "triple fault"),
         (
-            [leave(6, KvmExitMmio(phys_addr=0xFEE00020, len=4))],
+            [leave(6, ExitMmio(phys_addr=0xFEE00020, len=4))],
             "NestedPageFault(gpa=4276092960, private=False",
         ),
-        ([leave(6, KvmExitMmio(phys_addr=0x20000, len=4, is_write=1))], "write=True"),
+        ([leave(6, ExitMmio(phys_addr=0x20000, len=4, is_write=1))], "write=True"),
     ],
 )
 def test_not_usable(kvm: ScriptedKvm, exits: list[Exit], text: str) -> None:

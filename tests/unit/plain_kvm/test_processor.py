@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from swsnp.abi.kvm import ExitReason
+from swsnp.abi.kvm import ExitIo, ExitMmio, ExitReason
 from swsnp.cpu.plain_kvm.ioctls import (
     KvmExitInternalError,
-    KvmExitIo,
-    KvmExitMmio,
     KvmExitMsr,
     KvmRegs,
 )
@@ -51,13 +49,13 @@ def leave(reason: int, payload: Record | None = None) -> Exit:
 
 
 def out(port: int, *, size: int = 1, direction: int = 1) -> Exit:
-    io = KvmExitIo(direction=direction, size=size, port=port, count=1, data_offset=4096)
+    io = ExitIo(direction=direction, size=size, port=port, count=1, data_offset=4096)
     return leave(ExitReason.IO, io)
 
 
 def mmio(address: int, size: int, data: bytes | None = None) -> Exit:
     content = (data or b"").ljust(8, b"\0")
-    payload = KvmExitMmio(phys_addr=address, len=size, data=content, is_write=data is not None)
+    payload = ExitMmio(phys_addr=address, len=size, data=content, is_write=data is not None)
     return leave(ExitReason.MMIO, payload)
 
 
@@ -230,7 +228,7 @@ def test_faulting_access_is_tried_again(
     assert run(one, kvm, mmio(0x20008 | PRIVATE, 4)) == wanted.reason
     assert run(one, kvm) == wanted.reason, "not mended: KVM is not entered"
     assert run(one, kvm, HLT) == Halt()
-    assert KvmExitMmio.parse_at(kvm.run_page, 32).data == b"\x01\x02\x03\x04\0\0\0\0"
+    assert ExitMmio.parse_at(kvm.run_page, 32).data == b"\x01\x02\x03\x04\0\0\0\0"
 
 
 # the instructions of SNP

@@ -19,8 +19,6 @@ __all__ = [
     "KvmCpuidEntry",
     "KvmDtable",
     "KvmExitInternalError",
-    "KvmExitIo",
-    "KvmExitMmio",
     "KvmExitMsr",
     "KvmMsrFilterRange",
     "KvmRegs",
@@ -195,28 +193,6 @@ class KvmMsrFilterRange(Record):
     base: int = u32(8)
     pad: int = u32(12)
     bitmap: int = u64(16)
-
-
-@record(size=16, source="Linux, kvm_run.io")
-class KvmExitIo(Record):
-    """KVM_EXIT_IO; direction 1 is OUT."""
-
-    direction: int = u8(0)
-    size: int = u8(1)
-    port: int = u16(2)
-    count: int = u32(4)
-    data_offset: int = u64(8)
-
-
-@record(size=24, source="Linux, kvm_run.mmio")
-class KvmExitMmio(Record):
-    """KVM_EXIT_MMIO."""
-
-    phys_addr: int = u64(0)
-    data: bytes = blob(8, 8)
-    len: int = u32(16)
-    is_write: int = u8(20)
-    pad: bytes = mbz(21, 3)
 
 
 @record(size=24, source="Linux, kvm_run.msr")

@@ -8,15 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from swsnp.abi.ghcb import GHCB_MSR, SEV_STATUS_MSR
-from swsnp.abi.kvm import EXIT_UNION, ExitReason, Ioctl, RunOffset
+from swsnp.abi.kvm import EXIT_UNION, ExitIo, ExitMmio, ExitReason, Ioctl, RunOffset
 from swsnp.abi.record import Record
 from swsnp.cpu.plain_kvm.host import LinuxKvm, checked_ioctl
 from swsnp.cpu.plain_kvm.ioctls import (
     HostIoctl,
     InternalError,
     KvmExitInternalError,
-    KvmExitIo,
-    KvmExitMmio,
     KvmExitMsr,
     KvmRegs,
     KvmSregs,
@@ -164,7 +162,7 @@ class PlainKvmProcessor:
     # exits
 
     def _io(self) -> GuestExit | None:
-        io = self._exit(KvmExitIo)
+        io = self._exit(ExitIo)
         if io.direction == _OUT and io.size == 1:
             if io.port == Site.VMGEXIT:
                 return Vmgexit()
@@ -181,7 +179,7 @@ class PlainKvmProcessor:
 
     def _mmio(self) -> None:
         """An access where no slot is: the memory's own check decides, and may allow it by now."""
-        mmio = self._exit(KvmExitMmio)
+        mmio = self._exit(ExitMmio)
         gpa, private = self._vm.planes.split(mmio.phys_addr)
 
         def access() -> None:
