@@ -1,4 +1,4 @@
-"""`swsnp run -- PROGRAM ARGS…`: an unmodified program finds a working /dev/sev-guest."""
+"""`swsnp run -- PROGRAM ARGS…`: an unmodified program finds a working /dev/sev-guest and configfs-tsm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from swsnp.cli import common
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    from swsnp.guest.boot import BootedGuest
+    from swsnp.guest.tsm import ConfigfsTsm
+    from swsnp.machine import VirtualMachine
 
 __all__ = ["run"]
 
@@ -30,10 +34,21 @@ def run(arguments: Sequence[str]) -> int:
     )
     certs = None if options.no_certs else options.certs_path or "machine"
     with machine.create_vm("run", certs=certs, vcpus=options.vcpus) as vm:
-        vm.boot()
+        guest = vm.boot()
         if options.save_root:
             common.save(options.save_root, machine.root_certificate)
-        return wrap.run(program, vm)
+        return wrap.run(program, vm, tsm=_configfs_tsm(vm, guest))
+
+
+def _configfs_tsm(vm: VirtualMachine, guest: BootedGuest) -> ConfigfsTsm:
+    """The guest's configfs-tsm; below VMPL0 it has the attributes about services too."""
+    from swsnp.guest.tsm import ConfigfsTsm
+    from swsnp.guest.tsm_report import SevGuestProvider, ext_report_through
+
+    tsm = ConfigfsTsm()
+    floor = guest.vmpl if vm.driver is None else vm.driver.vmpck_id
+    tsm.register(SevGuestProvider(ext_report_through(vm), privlevel_floor=floor, services=guest.vmpl > 0))
+    return tsm
 
 
 def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -63,6 +63,7 @@ _CERTS: Final = struct.Struct("<QI")
 _CERTS_AT: Final = SnpExtReportReq.offset_of("certs_address")
 _CERTS_LEN: Final = struct.Struct("<I")
 _CERTS_LEN_AT: Final = SnpExtReportReq.offset_of("certs_len")
+_NO_CERTS: Final = memoryview(bytes(EXT_GUEST_DATA_MAX))
 _PAGE_SHIFT: Final = 12
 _PAGE_MASK: Final = (1 << _PAGE_SHIFT) - 1
 
@@ -261,7 +262,7 @@ class SevGuestDriver:
         if certs_len and certs_address + certs_len > USER_SPACE_END:
             return _REFUSED_EFAULT
         if certs_len:  # a host without certificates may write nothing: the caller then finds zeros
-            cpu.memory.write(self._guest.layout.certs_buffer, bytes(certs_len), private=False)
+            cpu.memory.write(self._guest.layout.certs_buffer, _NO_CERTS[:certs_len], private=False)
         message = Message(
             _REPORT.msg_type,
             call.msg_version,

@@ -21,13 +21,19 @@ from swsnp.errors import HostError
 from swsnp.front import wrap
 from swsnp.front.wrap.doctor import prerequisites
 from swsnp.front.wrap.supervisor import Supervisor
-from swsnp.front.wrap.tree import device_tree
+from swsnp.front.wrap.tree import device_tree, guest_tree
 from swsnp.guest.caller import CallerFault
+from swsnp.guest.tsm import ConfigfsTsm
+from swsnp.guest.tsm_report import Blobs
+from swsnp.guest.tsm_text import TsmError
 
 if TYPE_CHECKING:
     from swsnp.guest.caller import CallerMemory
+    from swsnp.guest.tsm_report import ReportInput
 
-__all__ = ["FakeDevice", "report_for"]
+__all__ = ["AUXBLOB", "FakeDevice", "FakeProvider", "outblob_for", "report_for"]
+
+AUXBLOB = b"certificates" * 400
 
 ARGUMENT = struct.Struct("<B7xQQQ")
 
@@ -83,6 +89,29 @@ class FakeDevice:
         return 0
 
 
+def outblob_for(inblob: bytes, privlevel: int, number: int) -> bytes:
+    """What configfs-tsm answers to the `number`th request, 1,184 bytes."""
+    return (inblob[::-1] + bytes([privlevel, number & 0xFF])).ljust(1184, b"\xa5")
+
+
+class FakeProvider:
+    """Makes reports from the input alone; a service attribute or a short inblob is EINVAL, as ever."""
+
+    name, privlevel_floor, services = "sev_guest", 0, False
+
+    def __init__(self, *, slow_s: float = 0.0, fail: int = 0) -> None:
+        self.slow_s, self.fail, self.reports = slow_s, fail, 0
+
+    def report_new(self, given: ReportInput) -> Blobs:
+        if len(given.inblob) != 64:
+            raise TsmError(errno.EINVAL)
+        self.reports += 1
+        time.sleep(self.slow_s)
+        if self.fail:
+            raise TsmError(self.fail)
+        return Blobs(outblob=outblob_for(given.inblob, given.privlevel, self.reports), auxblob=AUXBLOB)
+
+
 def main() -> int:
     """Returns what the program returned."""
     parser = argparse.ArgumentParser()
@@ -91,22 +120,28 @@ def main() -> int:
     parser.add_argument("--fail", action="store_true")
     parser.add_argument("--not-killable", action="store_true", help="as on kernels before 5.19")
     parser.add_argument("--no-process-vm", action="store_true", help="as under profiles that refuse it")
+    parser.add_argument("--tsm", action="store_true", help="with configfs-tsm")
+    parser.add_argument("--tsm-errno", type=int, default=0)
     parser.add_argument("program", nargs="+")
     options = parser.parse_args()
     logging.basicConfig(format="LOG %(levelname)s %(message)s")
     device = FakeDevice(slow_s=options.slow, fail=options.fail)
+    tsm = None
+    if options.tsm:
+        tsm = ConfigfsTsm()
+        tsm.register(FakeProvider(slow_s=options.slow, fail=options.tsm_errno))
     try:
         if options.not_killable or options.no_process_vm:
             arch, features = prerequisites()
             features = features._replace(killable=features.killable and not options.not_killable)
-            supervisor = Supervisor(
-                device_tree(device), arch=arch, features=features, process_vm=not options.no_process_vm
-            )
+            tree = device_tree(device) if tsm is None else guest_tree(device, tsm)
+            supervisor = Supervisor(tree, arch=arch, features=features, process_vm=not options.no_process_vm)
             import os
 
             status = supervisor.run(options.program, os.environ)
+            tree.close()
         else:
-            status = wrap.run(options.program, device)
+            status = wrap.run(options.program, device, tsm=tsm)
     except HostError as error:
         print(f"HostError: {error}", file=sys.stderr)
         return 4

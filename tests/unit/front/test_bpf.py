@@ -36,7 +36,13 @@ PATHS = {
     *("rmdir", "unlink", "unlinkat", "readlink", "readlinkat", "chdir", "getxattr", "lgetxattr", "listxattr"),
     *("llistxattr", "execve", "execveat"),
 }
-DESCRIPTORS = ["read", "write", "lseek", "pread64", "pwrite64", "readv", "writev", "fstat"]
+DESCRIPTORS = {
+    **dict.fromkeys(("read", "write", "lseek", "pread64", "pwrite64", "readv", "writev", "fstat"), 0),
+    **dict.fromkeys(("dup", "dup2", "dup3", "fcntl"), 0),
+    "mmap": 4,
+    "epoll_ctl": 2,
+}
+"""And which argument the descriptor is."""
 
 
 def execute(program: bytes, data: bytes) -> int:
@@ -75,7 +81,7 @@ def expected(arch: Architecture, nr: int, audit: int, args: tuple[int, ...]) -> 
     if name == "ioctl":
         return NOTIFY if reserved or low[1] in SNP_REQUESTS else ALLOW
     if name in DESCRIPTORS:
-        return NOTIFY if reserved else ALLOW
+        return NOTIFY if low[DESCRIPTORS[name]] in RESERVED else ALLOW
     if name in ("newfstatat", "statx"):
         flags = low[3 if name == "newfstatat" else 2]
         return NOTIFY if not flags & EMPTY_PATH or low[0] == FDCWD or reserved else ALLOW
@@ -97,9 +103,12 @@ def test_every_known_call_gets_the_expected_verdict(arch: Architecture) -> None:
     for nr in range(512):
         for descriptor in (3, 959, 960, 1023, 1024, FDCWD):
             for second in (0, EMPTY_PATH, 0x5401, *SNP_REQUESTS):
-                args = (descriptor, second, second, second, 0, 0)
-                got = execute(FILTERS[arch.machine], seccomp_data(nr, arch.audit, args))
-                assert got == expected(arch, nr, arch.audit, args), (nr, args)
+                for args in (
+                    (descriptor, second, second, second, 0, 0),
+                    (3, second, descriptor, second, descriptor, 0),
+                ):
+                    got = execute(FILTERS[arch.machine], seccomp_data(nr, arch.audit, args))
+                    assert got == expected(arch, nr, arch.audit, args), (nr, args)
 
 
 @settings(max_examples=400, derandomize=True)

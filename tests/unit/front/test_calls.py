@@ -101,7 +101,7 @@ def test_openings(name: str, args: tuple[int, ...], cloexec: bool) -> None:
     answer = call(name, *args)
     assert isinstance(answer, HandOver)
     os.close(answer.source)
-    assert answer[1:] == (cloexec, True)
+    assert answer[1:] == (cloexec, True, None)
 
 
 @pytest.mark.parametrize(

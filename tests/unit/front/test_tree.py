@@ -12,7 +12,9 @@ import pytest
 from swsnp.errors import HostError
 from swsnp.front.wrap.handles import NullDevice, fd_info, free_descriptor
 from swsnp.front.wrap.status import FileStatus
+from swsnp.front.wrap.transfer import Transfer
 from swsnp.front.wrap.tree import DeviceNode, Node, Opened, VirtualTree, device_tree
+from swsnp.guest.caller import BufferMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from swsnp.guest.caller import CallerMemory
 
 DEVICE = b"/dev/sev-guest"
+NOTHING = Transfer(BufferMemory(), ())
 
 
 class NoDevice:
@@ -105,6 +108,8 @@ def test_the_device_is_no_directory(device: DeviceNode) -> None:
         device.rmdir,
         device.chdir,
         lambda: device.child(b"x"),
+        device.create,
+        lambda: device.mkdir(b"x"),
     ):
         with refusal(errno.ENOTDIR):
             operation()
@@ -123,11 +128,11 @@ def test_calls_that_the_driver_does_not_have(device: DeviceNode) -> None:
         info = fd_info("self", handle.source)
         os.close(handle.source)
         with refusal(reading):
-            device.read(info)
+            device.read(info, NOTHING)
         with refusal(writing):
-            device.write(info)
+            device.write(info, NOTHING)
     with refusal(errno.ESPIPE):
-        device.seek()
+        device.seek(0, os.SEEK_CUR)
 
 
 def test_duplicates_are_recognised_and_others_are_not(device: DeviceNode, opened: Opened) -> None:
@@ -197,3 +202,19 @@ def test_host_without_a_null_device(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "null").touch()
     with pytest.raises(HostError, match="not a character device; remedy: mknod"):
         device_tree(NoDevice())
+
+
+def test_parent() -> None:
+    """path_resolution(7): where something new would lie; a slash at the end means nothing for that."""
+    inner = Folder()
+    tree = VirtualTree({b"/virtual": Folder(inner=inner)})
+    assert tree.parent(b"/virtual/inner/new") == (inner, b"new")
+    assert tree.parent(b"/virtual/inner/new/") == (inner, b"new")
+    with refusal(errno.ENOENT):
+        tree.parent(b"/virtual/none/new")
+
+
+def test_a_tree_of_the_device_alone_holds_nothing(device: DeviceNode) -> None:
+    """Closing it is allowed; a duplicate of the device asks for nothing."""
+    VirtualTree({DEVICE: device}).close()
+    device.duplicate()

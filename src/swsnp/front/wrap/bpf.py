@@ -25,6 +25,7 @@ __all__ = [
     "AT_EMPTY_PATH",
     "AT_FDCWD",
     "DESCRIPTOR_CALLS",
+    "DUPLICATING_CALLS",
     "EXEC_CALLS",
     "NOTIFY",
     "PATH_CALLS",
@@ -58,6 +59,9 @@ _FARTHEST: Final = 255
 
 DESCRIPTOR_CALLS: Final = ("read", "write", "lseek", "pread64", "pwrite64", "readv", "writev", "fstat")
 """Notified when argument 0 is a reserved descriptor. The busiest come first: they pay for the tests above."""
+
+DUPLICATING_CALLS: Final = ("fcntl", "dup2", "dup3", "dup")
+"""Likewise: what is answered in the reserved range has to be made ready for leaving it."""
 
 PATH_CALLS: Final = (
     "openat",
@@ -210,6 +214,13 @@ def build_filter(arch: Architecture, reserved: range) -> bytes:
     program.load(argument(1))
     for command in (SNP_GET_REPORT, SNP_GET_DERIVED_KEY, SNP_GET_EXT_REPORT):
         program.equal(command, "notify")
+    program.jump("descriptor")
+    program.label("mmap")
+    program.load(argument(4))
+    program.jump("range")
+    program.label("epoll_ctl")
+    program.load(argument(2))
+    program.jump("range")
     program.label("descriptor")
     program.load(argument(0))
     program.label("range")
@@ -228,8 +239,15 @@ def build_filter(arch: Architecture, reserved: range) -> bytes:
 def _select(program: Program, arch: Architecture) -> None:
     """Branch by the call's number, which is loaded."""
     targets = dict.fromkeys(DESCRIPTOR_CALLS, "descriptor")
-    targets |= {"ioctl": "ioctl", "newfstatat": "newfstatat", "statx": "statx"}
+    targets |= {
+        "mmap": "mmap",
+        "epoll_ctl": "epoll_ctl",
+        "ioctl": "ioctl",
+        "newfstatat": "newfstatat",
+        "statx": "statx",
+    }
     targets |= dict.fromkeys((*PATH_CALLS, *EXEC_CALLS), "notify")
+    targets |= dict.fromkeys(DUPLICATING_CALLS, "descriptor")
     targets["io_uring_setup"] = "no such call"
     for name, target in targets.items():
         if name in arch.calls:

@@ -6,6 +6,8 @@ A handler returns what the call returns, an opening to hand over, or CARRY_ON; O
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
 import struct
 from enum import Enum
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from swsnp.front.wrap.bpf import AT_EMPTY_PATH, AT_FDCWD
 from swsnp.front.wrap.paths import signed
 from swsnp.front.wrap.status import pack_statx
+from swsnp.front.wrap.transfer import one_buffer, vector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +33,7 @@ __all__ = [
     "ON_PATH",
     "Answer",
     "DescriptorCall",
+    "DescriptorHandler",
     "HandOver",
     "PathCall",
     "PathHandler",
@@ -55,11 +59,25 @@ CARRY_ON: Final = CarryOn.CARRY_ON
 
 
 class HandOver(NamedTuple):
-    """The call's result is a descriptor of `source`, which is ours and is closed afterwards."""
+    """The call's result is a descriptor of `source`, which is ours and is closed afterwards.
+
+    `reserved` and `outside` are those of `tree.Opened`.
+    """
 
     source: int
     cloexec: bool
     reserved: bool
+    outside: Callable[[], None] | None = None
+
+    def placed_outside(self) -> HandOver:
+        """The same after it was told that it lands outside of the reserved range; raises OSError."""
+        try:
+            if self.outside is not None:
+                self.outside()
+        except BaseException:
+            os.close(self.source)
+            raise
+        return self._replace(reserved=False, outside=None)
 
 
 Answer: TypeAlias = int | HandOver | CarryOn
@@ -95,11 +113,16 @@ class DescriptorCall(NamedTuple):
 
 
 def _open(call: PathCall, flags: int) -> Answer:
-    node = call.node()
+    try:
+        node = call.node()
+    except FileNotFoundError:
+        if flags & os.O_CREAT:
+            call.tree.parent(call.path)[0].create()
+        raise
     if flags & os.O_CREAT and flags & os.O_EXCL:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     opened = node.open(flags)
-    return HandOver(opened.source, bool(flags & os.O_CLOEXEC), opened.reserved)
+    return HandOver(opened.source, bool(flags & os.O_CLOEXEC), opened.reserved, opened.outside)
 
 
 def _openat2(call: PathCall) -> Answer:
@@ -140,8 +163,7 @@ def _readlink(call: PathCall) -> Answer:
 
 
 def _getxattr(call: PathCall) -> Answer:
-    call.node()
-    return -errno.ENODATA
+    return -call.node().xattr_error
 
 
 def _listxattr(call: PathCall) -> Answer:
@@ -150,7 +172,12 @@ def _listxattr(call: PathCall) -> Answer:
 
 
 def _mkdir(call: PathCall) -> Answer:
-    call.node()
+    try:
+        call.node()
+    except FileNotFoundError:
+        parent, name = call.tree.parent(call.path)
+        parent.mkdir(name)
+        return 0
     return -errno.EEXIST
 
 
@@ -181,12 +208,14 @@ class PathHandler(NamedTuple):
         path: index of the argument with the path's address.
         handle: called when the path is a virtual one.
         flags: index of the argument in which AT_EMPTY_PATH turns the call to the descriptor `dirfd`.
+        once: what it does must not be done again when its answer is lost.
     """
 
     dirfd: int | None
     path: int
     handle: Callable[[PathCall], Answer]
     flags: int | None = None
+    once: bool = False
 
 
 ON_PATH: Final[dict[str, PathHandler]] = {
@@ -203,11 +232,11 @@ ON_PATH: Final[dict[str, PathHandler]] = {
     "faccessat2": PathHandler(0, 1, lambda call: _access(call, call.flags(2))),
     "readlink": PathHandler(None, 0, _readlink),
     "readlinkat": PathHandler(0, 1, _readlink),
-    "mkdir": PathHandler(None, 0, _mkdir),
-    "mkdirat": PathHandler(0, 1, _mkdir),
-    "rmdir": PathHandler(None, 0, _rmdir),
+    "mkdir": PathHandler(None, 0, _mkdir, once=True),
+    "mkdirat": PathHandler(0, 1, _mkdir, once=True),
+    "rmdir": PathHandler(None, 0, _rmdir, once=True),
     "unlink": PathHandler(None, 0, _unlink),
-    "unlinkat": PathHandler(0, 1, _unlinkat),
+    "unlinkat": PathHandler(0, 1, _unlinkat, once=True),
     "chdir": PathHandler(None, 0, _chdir),
     "getxattr": PathHandler(None, 0, _getxattr),
     "lgetxattr": PathHandler(None, 0, _getxattr),
@@ -242,23 +271,73 @@ def _fstatx(call: DescriptorCall) -> Answer:
 
 
 def _read(call: DescriptorCall) -> Answer:
-    return call.node.read(call.info)
+    return call.node.read(call.info, one_buffer(call.caller, *call.args[1:3]))
 
 
 def _write(call: DescriptorCall) -> Answer:
-    return call.node.write(call.info)
+    return call.node.write(call.info, one_buffer(call.caller, *call.args[1:3]))
 
 
-ON_DESCRIPTOR: Final[dict[str, Callable[[DescriptorCall], Answer]]] = {
-    "read": _read,
-    "readv": _read,
-    "pread64": _read,
-    "write": _write,
-    "writev": _write,
-    "pwrite64": _write,
-    "lseek": lambda call: call.node.seek(),
-    "fstat": lambda call: _fstat(call, 1),
-    "newfstatat": lambda call: _fstat(call, 2),
-    "statx": _fstatx,
+def _pread(call: DescriptorCall) -> Answer:
+    return call.node.read(call.info, one_buffer(call.caller, *call.args[1:4]))
+
+
+def _pwrite(call: DescriptorCall) -> Answer:
+    return call.node.write(call.info, one_buffer(call.caller, *call.args[1:4]))
+
+
+def _readv(call: DescriptorCall) -> Answer:
+    return call.node.read(call.info, vector(call.caller, call.args[1], call.args[2]))
+
+
+def _writev(call: DescriptorCall) -> Answer:
+    return call.node.write(call.info, vector(call.caller, call.args[1], call.args[2]))
+
+
+def _seek(call: DescriptorCall) -> Answer:
+    offset = call.args[1]
+    return call.node.seek(offset - (1 << 64) if offset >> 63 else offset, call.args[2] & 0xFFFF_FFFF)
+
+
+def _duplicate(call: DescriptorCall) -> Answer:
+    call.node.duplicate()
+    return CARRY_ON
+
+
+def _fcntl(call: DescriptorCall) -> Answer:
+    if call.args[1] & 0xFFFF_FFFF in (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC):
+        call.node.duplicate()
+    return CARRY_ON
+
+
+def _mmap(call: DescriptorCall) -> Answer:
+    return CARRY_ON if call.args[3] & mmap.MAP_ANONYMOUS else -errno.ENODEV
+
+
+class DescriptorHandler(NamedTuple):
+    """A call on a descriptor, which is argument `at`."""
+
+    handle: Callable[[DescriptorCall], Answer]
+    at: int = 0
+
+
+ON_DESCRIPTOR: Final[dict[str, DescriptorHandler]] = {
+    "read": DescriptorHandler(_read),
+    "readv": DescriptorHandler(_readv),
+    "pread64": DescriptorHandler(_pread),
+    "write": DescriptorHandler(_write),
+    "writev": DescriptorHandler(_writev),
+    "pwrite64": DescriptorHandler(_pwrite),
+    "lseek": DescriptorHandler(_seek),
+    "fstat": DescriptorHandler(lambda call: _fstat(call, 1)),
+    "newfstatat": DescriptorHandler(lambda call: _fstat(call, 2)),
+    "statx": DescriptorHandler(_fstatx),
+    "dup": DescriptorHandler(_duplicate),
+    "dup2": DescriptorHandler(_duplicate),
+    "dup3": DescriptorHandler(_duplicate),
+    "fcntl": DescriptorHandler(_fcntl),
+    "mmap": DescriptorHandler(_mmap, at=4),
+    # what has no poll operation cannot be watched
+    "epoll_ctl": DescriptorHandler(lambda _: -errno.EPERM, at=2),
 }
-"""Calls whose argument 0 is a descriptor in the reserved range; ioctl goes to the device instead."""
+"""Calls on a descriptor in the reserved range; ioctl goes to the device instead."""

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from swsnp.front.wrap.memory import TargetMemory
     from swsnp.front.wrap.seccomp import Features, Notification
     from swsnp.front.wrap.tree import VirtualTree
+    from swsnp.guest.caller import CallerMemory
 
 __all__ = ["Supervisor"]
 
@@ -56,9 +57,12 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 _HANDLED = (*_OUTLIVED, *_FORWARDED, signal.SIGCHLD)
 
 
-class _DeviceCall(NamedTuple):
+class _Job(NamedTuple):
+    """A call that a worker answers; `work` is None for ioctl."""
+
     notification: Notification
     memory: TargetMemory
+    work: Callable[[CallerMemory], Answer] | None = None
 
 
 class Supervisor:
@@ -80,7 +84,7 @@ class Supervisor:
         self._features = features
         self._resolver = Resolver(tree.prefixes)
         self._targets = Targets(process_vm=process_vm)
-        self._workers = Workers(self._device_call)
+        self._workers = Workers(self._in_worker)
         self._lost = None if features.killable else LostAnswers()
         self._on_path = {arch.calls[name]: each for name, each in ON_PATH.items() if name in arch.calls}
         self._on_descriptor = {
@@ -220,7 +224,7 @@ class Supervisor:
         if handler is not None:
             self._path_call(notification, handler)
         elif number == self._arch.calls["ioctl"]:
-            self._workers.put(_DeviceCall(notification, self._targets.get(notification.tid)))
+            self._workers.put(_Job(notification, self._targets.get(notification.tid)))
         elif number in self._on_descriptor:
             self._descriptor_call(notification)
         else:  # an exec: the thread gets another memory
@@ -237,12 +241,33 @@ class Supervisor:
         dirfd = AT_FDCWD if handler.dirfd is None else signed(args[handler.dirfd])
         resolved = self._resolver.resolve(tid, dirfd, path)
         if resolved is not None and self._tree.covers(resolved):
-            call = PathCall(resolved, args, self._tree, self._caller(notification, memory), self._arch)
-            self._finish(notification, lambda: handler.handle(call))
+            self._virtual_path_call(notification, handler, memory, resolved, path)
         elif about_descriptor(handler, args, path):
             self._descriptor_call(notification)
         else:
             self._listener.carry_on(notification.id)
+
+    def _virtual_path_call(
+        self,
+        notification: Notification,
+        handler: PathHandler,
+        memory: TargetMemory,
+        resolved: bytes,
+        path: bytes,
+    ) -> None:
+        def work(caller: CallerMemory) -> Answer:
+            return handler.handle(PathCall(resolved, notification.args, self._tree, caller, self._arch))
+
+        if handler.once and self._lost is not None:
+
+            def work_on_this_path(caller: CallerMemory) -> Answer:
+                # another path at the same address is another call
+                caller.read(notification.args[handler.path], len(path) + 1)
+                return _outcome(lambda: work(caller))
+
+            self._repeatable(_Job(notification, memory), work_on_this_path, self._lost)
+        else:
+            self._finish(notification, lambda: work(self._caller(notification, memory)))
 
     def _read_path(self, memory: TargetMemory, address: int) -> bytes | None:
         """The path at `address`; None when the kernel shall look at it."""
@@ -266,25 +291,28 @@ class Supervisor:
             return None
 
     def _descriptor_call(self, notification: Notification) -> None:
-        behind = self._tree.behind(notification.tid, signed(notification.args[0]))
+        handler = self._on_descriptor[notification.nr]
+        behind = self._tree.behind(notification.tid, signed(notification.args[handler.at]))
         if behind is None:
             self._listener.carry_on(notification.id)
             return
-        caller = self._caller(notification, self._targets.get(notification.tid))
-        call = DescriptorCall(*behind, notification.args, caller, self._arch)
-        handle = self._on_descriptor[notification.nr]
-        self._finish(notification, lambda: handle(call))
+
+        def work(caller: CallerMemory) -> Answer:
+            return handler.handle(DescriptorCall(*behind, notification.args, caller, self._arch))
+
+        memory = self._targets.get(notification.tid)
+        if behind[0].waits:
+            self._workers.put(_Job(notification, memory, work))
+        else:
+            self._finish(notification, lambda: work(self._caller(notification, memory)))
 
     def _caller(self, notification: Notification, memory: TargetMemory) -> Caller:
         return Caller(memory, lambda: self._listener.valid(notification.id))
 
     def _finish(self, notification: Notification, work: Callable[[], Answer]) -> None:
-        try:
-            answer = work()
-        except CallerFault:
-            answer = -errno.EFAULT
-        except OSError as error:
-            answer = -(error.errno or errno.EIO)
+        self._send(notification, _outcome(work))
+
+    def _send(self, notification: Notification, answer: Answer) -> None:
         if answer is CARRY_ON:
             self._listener.carry_on(notification.id)
         elif isinstance(answer, HandOver):
@@ -294,42 +322,50 @@ class Supervisor:
 
     def _hand_over(self, notification: Notification, opened: HandOver) -> None:
         at = free_descriptor(notification.tid, self._reserved) if opened.reserved else None
-        try:
-            self._inject(notification, opened, at)
-        except OSError as error:
-            self._listener.answer(notification.id, -(error.errno or errno.EIO))
-        finally:
-            os.close(opened.source)
+        if (at is None and opened.outside is not None) or not self._inject(notification, opened, at):
+            memory = self._targets.get(notification.tid)
+            self._workers.put(_Job(notification, memory, lambda _: opened.placed_outside()))
 
-    def _inject(self, notification: Notification, opened: HandOver, at: int | None) -> None:
+    def _inject(self, notification: Notification, opened: HandOver, at: int | None) -> bool:
+        """Give the program its descriptor, or the errno; False when it lowered its limit below `at`."""
         try:
             self._listener.inject(notification.id, opened.source, at=at, cloexec=opened.cloexec)
         except OSError as error:
-            if at is None or error.errno != errno.EBADF:
-                raise
-            # the program lowered its limit: outside of the range the three SNP requests still work
-            self._listener.inject(notification.id, opened.source, cloexec=opened.cloexec)
+            if at is not None and error.errno == errno.EBADF:
+                return False
+            self._listener.answer(notification.id, -(error.errno or errno.EIO))
+        os.close(opened.source)
+        return True
 
-    # the device, in a worker
+    # what may take its time, in a worker
 
-    def _device_call(self, job: _DeviceCall) -> None:
-        notification = job.notification
+    def _in_worker(self, job: _Job) -> None:
+        notification, work = job.notification, job.work
         try:
-            behind = self._tree.behind(notification.tid, signed(notification.args[0]))
-            if behind is None:
-                self._listener.carry_on(notification.id)
-            elif (device := behind[0].device) is None:
-                self._listener.answer(notification.id, -errno.ENOTTY)
+            if work is None:
+                self._device_call(job)
             elif self._lost is None:
-                caller = self._caller(notification, job.memory)
-                self._listener.answer(notification.id, _ioctl(device, notification, caller))
+                self._finish(notification, lambda: work(self._caller(notification, job.memory)))
             else:
-                self._repeatable(device, job, self._lost)
+                self._repeatable(job, lambda caller: _outcome(lambda: work(caller)), self._lost)
         except Exception:
             self._fail(notification)
 
-    def _repeatable(self, device: SevGuestDevice, job: _DeviceCall, lost: LostAnswers) -> None:
-        """Ask the device once, however often signals make the program repeat the call."""
+    def _device_call(self, job: _Job) -> None:
+        notification = job.notification
+        behind = self._tree.behind(notification.tid, signed(notification.args[0]))
+        if behind is None:
+            self._listener.carry_on(notification.id)
+        elif (device := behind[0].device) is None:
+            self._listener.answer(notification.id, -errno.ENOTTY)
+        elif self._lost is None:
+            caller = self._caller(notification, job.memory)
+            self._listener.answer(notification.id, _ioctl(device, notification, caller))
+        else:
+            self._repeatable(job, lambda caller: _ioctl(device, notification, caller), self._lost)
+
+    def _repeatable(self, job: _Job, work: Callable[[CallerMemory], Answer], lost: LostAnswers) -> None:
+        """Do the work once, however often signals make the program repeat the call."""
         notification = job.notification
         key = (notification.tid, notification.nr, notification.args)
 
@@ -342,12 +378,25 @@ class Supervisor:
             finished = lost.play_back(key, job.memory, waits)
             if finished is None:
                 transcript = Transcript(job.memory, waits)
-                finished = transcript.finish(_ioctl(device, notification, transcript))
+                answer = work(transcript)
+                if not isinstance(answer, int):
+                    self._send(notification, answer)
+                    return
+                finished = transcript.finish(answer)
             if not self._listener.answer(notification.id, finished.result):
                 lost.keep(key, finished)
 
 
-def _ioctl(device: SevGuestDevice, notification: Notification, caller: Caller | Transcript) -> int:
+def _outcome(work: Callable[[], Answer]) -> Answer:
+    try:
+        return work()
+    except CallerFault:
+        return -errno.EFAULT
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+def _ioctl(device: SevGuestDevice, notification: Notification, caller: CallerMemory) -> int:
     return device.ioctl(notification.args[1] & 0xFFFF_FFFF, notification.args[2], caller)
 
 

@@ -17,11 +17,14 @@ from swsnp.front.wrap.handles import FdInfo, NullDevice, fd_info
 from swsnp.front.wrap.status import FileStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from swsnp.front.device import SevGuestDevice
+    from swsnp.front.wrap.transfer import Transfer
+    from swsnp.front.wrap.tsm_openings import Openings
+    from swsnp.guest.tsm import ConfigfsTsm
 
-__all__ = ["DeviceNode", "Node", "Opened", "VirtualTree", "device_tree"]
+__all__ = ["DeviceNode", "Node", "Opened", "VirtualTree", "device_tree", "guest_tree", "refusal"]
 
 _X_OK: Final = 1
 
@@ -32,13 +35,16 @@ class Opened(NamedTuple):
     Attributes:
         source: our descriptor of it; whoever gets this closes it.
         reserved: put it into the reserved range, because calls on it are answered here.
+        outside: to be called, in a worker, if it lands elsewhere; None when it need not know. Raises OSError.
     """
 
     source: int
     reserved: bool
+    outside: Callable[[], None] | None = None
 
 
-def _refusal(code: int) -> OSError:
+def refusal(code: int) -> OSError:
+    """The error with this number."""
     return OSError(code, os.strerror(code))
 
 
@@ -47,10 +53,14 @@ class Node:
 
     device: SevGuestDevice | None = None
     """Where ioctls on an opening of this node go."""
+    waits = False
+    """Calls on an opening of this node may take their time, so a worker answers them."""
+    xattr_error = errno.ENODATA
+    """What getxattr ends with."""
 
     def child(self, name: bytes) -> Node:
         """The node of that name in this directory."""
-        raise _refusal(errno.ENOTDIR)
+        raise refusal(errno.ENOTDIR)
 
     def status(self) -> FileStatus:
         """What stat tells."""
@@ -64,19 +74,27 @@ class Node:
         """Return when the program may do what `mode` asks: R_OK, W_OK, X_OK or F_OK."""
         permitted = self.status().mode >> 6 & 7
         if mode & ~permitted:
-            raise _refusal(errno.EACCES)
+            raise refusal(errno.EACCES)
 
     def chdir(self) -> None:
         """Make it the working directory."""
-        raise _refusal(errno.ENOTDIR)
+        raise refusal(errno.ENOTDIR)
+
+    def create(self) -> None:
+        """Make a file in this directory: what open with O_CREAT of a new name does."""
+        raise refusal(errno.ENOTDIR)
+
+    def mkdir(self, name: bytes) -> None:
+        """Make a directory in this directory."""
+        raise refusal(errno.ENOTDIR)
 
     def rmdir(self) -> None:
         """Remove this directory."""
-        raise _refusal(errno.ENOTDIR)
+        raise refusal(errno.ENOTDIR)
 
     def unlink(self) -> None:
         """Remove this file."""
-        raise _refusal(errno.EACCES)  # /dev is root's
+        raise refusal(errno.EACCES)  # /dev is root's
 
     def behind(self, info: FdInfo) -> bool:
         """Whether a descriptor is an opening of this node."""
@@ -88,17 +106,20 @@ class Node:
         """What fstat tells."""
         return self.status()
 
-    def read(self, info: FdInfo) -> int:
+    def read(self, info: FdInfo, transfer: Transfer) -> int:
         """The result of read, readv or pread."""
-        raise _refusal(errno.EINVAL)
+        raise refusal(errno.EINVAL)
 
-    def write(self, info: FdInfo) -> int:
+    def write(self, info: FdInfo, transfer: Transfer) -> int:
         """The result of write, writev or pwrite."""
-        raise _refusal(errno.EINVAL)
+        raise refusal(errno.EINVAL)
 
-    def seek(self) -> int:
+    def seek(self, offset: int, whence: int) -> int:
         """The result of lseek."""
-        raise _refusal(errno.ESPIPE)
+        raise refusal(errno.ESPIPE)
+
+    def duplicate(self) -> None:
+        """A descriptor of this opening is about to be duplicated, perhaps to outside the reserved range."""
 
 
 class DeviceNode(Node):
@@ -145,27 +166,42 @@ class DeviceNode(Node):
     def open(self, flags: int) -> Opened:
         """Any access mode will do: the driver does not look at it."""
         if flags & os.O_DIRECTORY:
-            raise _refusal(errno.ENOTDIR)
+            raise refusal(errno.ENOTDIR)
         return Opened(self._null.open(flags), reserved=True)
 
     def behind(self, info: FdInfo) -> bool:
         """Whether a descriptor is an opening of this device, duplicates included."""
         return self._null.recognises(info)
 
-    def read(self, info: FdInfo) -> int:
+    def read(self, info: FdInfo, transfer: Transfer) -> int:
         """EINVAL, as of every file without a read operation; EBADF when not opened for it."""
-        raise _refusal(errno.EBADF if info.flags & os.O_ACCMODE == os.O_WRONLY else errno.EINVAL)
+        raise refusal(errno.EBADF if info.flags & os.O_ACCMODE == os.O_WRONLY else errno.EINVAL)
 
-    def write(self, info: FdInfo) -> int:
+    def write(self, info: FdInfo, transfer: Transfer) -> int:
         """EINVAL, as of every file without a write operation; EBADF when not opened for it."""
-        raise _refusal(errno.EBADF if info.flags & os.O_ACCMODE == os.O_RDONLY else errno.EINVAL)
+        raise refusal(errno.EBADF if info.flags & os.O_ACCMODE == os.O_RDONLY else errno.EINVAL)
 
 
 class VirtualTree:
     """Nodes at absolute paths. A node that is a directory answers for everything below its path."""
 
-    def __init__(self, mounts: Mapping[bytes, Node]) -> None:
+    def __init__(
+        self,
+        mounts: Mapping[bytes, Node],
+        *,
+        openings: Openings | None = None,
+        close: Callable[[], None] | None = None,
+    ) -> None:
+        """A tree.
+
+        Args:
+            mounts: nodes by absolute path.
+            openings: where openings are looked up that the nodes at `mounts` do not recognise themselves.
+            close: what `close` calls.
+        """
         self._mounts = dict(mounts)
+        self._openings = openings
+        self._close = close
         self.prefixes: Final = tuple(self._mounts)
         """What every path that `covers` accepts starts with."""
 
@@ -187,14 +223,23 @@ class VirtualTree:
         """
         mount = self._mount(path)
         if mount is None:
-            raise _refusal(errno.ENOENT)
+            raise refusal(errno.ENOENT)
         node = self._mounts[mount]
         for name in path[len(mount) :].split(b"/"):
             if name:
                 node = node.child(name)
         if path.endswith(b"/") and not stat.S_ISDIR(node.status().mode):
-            raise _refusal(errno.ENOTDIR)
+            raise refusal(errno.ENOTDIR)
         return node
+
+    def parent(self, path: bytes) -> tuple[Node, bytes]:
+        """The node of the directory that a path which `find` did not find would lie in, and the name there.
+
+        Raises:
+            OSError: as `find`.
+        """
+        above, _, name = path.rstrip(b"/").rpartition(b"/")
+        return self.find(above), name
 
     def behind(self, tid: int, descriptor: int) -> tuple[Node, FdInfo] | None:
         """The node that a thread's descriptor is an opening of; None for files of the system."""
@@ -205,7 +250,13 @@ class VirtualTree:
         for node in self._mounts.values():
             if node.behind(info):
                 return node, info
-        return None
+        opened = self._openings.find(tid, descriptor) if self._openings is not None else None
+        return None if opened is None else (opened, info)
+
+    def close(self) -> None:
+        """Let go of what the nodes hold on this host."""
+        if self._close is not None:
+            self._close()
 
 
 def device_tree(device: SevGuestDevice) -> VirtualTree:
@@ -215,3 +266,16 @@ def device_tree(device: SevGuestDevice) -> VirtualTree:
         HostError: /dev/null is missing.
     """
     return VirtualTree({DEVICE.encode(): DeviceNode(device)})
+
+
+def guest_tree(device: SevGuestDevice, tsm: ConfigfsTsm) -> VirtualTree:
+    """The tree with `/dev/sev-guest`, configfs-tsm and the driver's place in sysfs; `close` it.
+
+    Raises:
+        HostError: /dev/null is missing, or there is no place for private files.
+    """
+    from swsnp.front.wrap.tsm_nodes import TsmMount
+
+    mount = TsmMount(tsm)
+    nodes = {DEVICE.encode(): DeviceNode(device), **mount.nodes()}
+    return VirtualTree(nodes, openings=mount.openings, close=mount.close)
