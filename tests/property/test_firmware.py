@@ -552,9 +552,10 @@ class FirmwareMachine(CountedMachine):
         message = bytearray(keys[vmpck].seal(header, payload).ljust(4096, b"\0"))
         message[0] ^= wrong == "tag"
         source, target = self.pages[request], self.pages[response]
-        if not self.rig.rmp[source].assigned:
-            self.rig.memory.write(source, message)
-            self.now = self.snapshot()
+        if self.rig.rmp[source].assigned:
+            return  # the host cannot write there; what lies there may be an earlier message, good or bad
+        self.rig.memory.write(source, message)
+        self.now = self.snapshot()
         offset = 0xFC0 if wrong == "offset" else 0
         legal = (
             guest is not None
