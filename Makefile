@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench docs dist clean
-.PHONY: mutate soak fuzz
+.PHONY: test-rules test-machines mutate soak fuzz
 
 help:  ## show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +27,14 @@ types: $(STAMP)  ## mypy --strict
 	$(BIN)/mypy
 
 test: $(STAMP) lint types  ## everything that passes on any host, with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(MAKE) --no-print-directory -j2 test-rules test-machines
 	$(BIN)/python -m tests.mutation --checks
+
+test-rules: $(STAMP)
+	$(BIN)/python -m pytest --ignore=tests/property --cov --cov-report=term:skip-covered
+
+test-machines: $(STAMP)
+	$(BIN)/python -m pytest -q tests/property
 
 mutate: $(STAMP)  ## remove every check in turn, arms and limits too: some test must fail; writes build/mutation.json
 	$(BIN)/python -m tests.mutation --table

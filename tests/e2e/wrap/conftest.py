@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,12 @@ def _usable(cannot_run: Skip) -> None:
         cannot_run(verdict.reason, verdict.remedy, avoidable=False)
 
 
+def _default_signals() -> None:
+    """Whoever runs the tests may ignore some: a shell's background job does, and nohup(1)."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def wrapped(tmp_path: Path) -> Wrapped:
     """Runs a program to its end; what hangs fails after 20 seconds."""
@@ -51,7 +58,9 @@ def wrapped(tmp_path: Path) -> Wrapped:
         log = tmp_path / "calls.json"
         log.unlink(missing_ok=True)
         command = [*before, *HARNESS, "--log", str(log), *options, "--", *argv]
-        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+        done = subprocess.run(
+            command, capture_output=True, timeout=20, check=False, preexec_fn=_default_signals
+        )
         out, err = (each.decode(errors="surrogateescape") for each in (done.stdout, done.stderr))
         known = json.loads(log.read_text()) if log.exists() else {"calls": [], "requests": []}
         calls = [(command, version, result) for command, version, result in known["calls"]]
