@@ -162,6 +162,8 @@ def test_stopped_after_the_program_has_ended(tmp_path: Path) -> None:
             sleeper = (tmp_path / "pid").read_text().strip()
             while children.exists() and children.read_text().split() != [sleeper]:
                 pass  # until the script has ended and the sleeper was adopted
+            while Path(f"/proc/{sleeper}/comm").read_text() != "sleep\n":
+                pass  # its execve needs the supervisor too
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=10) == 5
             assert process.stderr is not None
