@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, Protocol
+from datetime import UTC, timedelta, timezone
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from Crypto.Hash import SHA384
 from Crypto.Signature import pss
 
 from swsnp.abi.ghcb import CertTableGuid
-from swsnp.abi.snp_report import Product, TcbVersion
+from swsnp.abi.snp_report import Product
 from swsnp.amd_ca import assemble
 from swsnp.certs.table import TableEntry, pack, parse
 from swsnp.certs.x509_reader import read, to_pem
@@ -25,26 +25,7 @@ from swsnp.verify.verifier import verify
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from swsnp.amd_ca.manufacture import Hierarchy
-
-    class Bench(Protocol):
-        """See conftest.py."""
-
-        product: Product
-        hierarchy: Hierarchy
-        key: SigningKey
-        tcb: TcbVersion
-        vcek: bytes
-        chip_id: bytes
-
-        @property
-        def certificates(self) -> list[bytes]: ...
-        @property
-        def roots(self) -> Roots: ...
-        @property
-        def at(self) -> datetime: ...
-        def report(self, **changes: Any) -> bytes: ...
-        def vlek_report(self, **changes: Any) -> bytes: ...
+    from tests.unit.verify.conftest import Bench
 
 
 CSP = "CN=cc-us-east-2.amazonaws.com"

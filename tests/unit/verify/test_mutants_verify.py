@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from Crypto.Hash import SHA384
 from Crypto.Signature import pss
@@ -15,30 +15,7 @@ from swsnp.verify.result import Outcome, Verification
 from swsnp.verify.verifier import verify
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-    from swsnp.abi.snp_report import Product, TcbVersion
-    from swsnp.amd_ca.manufacture import Hierarchy
-    from swsnp.crypto.ecdsa import SigningKey
-    from swsnp.verify.roots import Roots
-
-    class Bench(Protocol):
-        """See conftest.py."""
-
-        product: Product
-        hierarchy: Hierarchy
-        key: SigningKey
-        tcb: TcbVersion
-        vcek: bytes
-        chip_id: bytes
-
-        @property
-        def certificates(self) -> list[bytes]: ...
-        @property
-        def roots(self) -> Roots: ...
-        @property
-        def at(self) -> datetime: ...
-        def report(self, **changes: Any) -> bytes: ...
+    from tests.unit.verify.conftest import Bench
 
 
 def check(bench: Bench, **options: Any) -> Verification:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,27 +24,7 @@ from swsnp.verify.result import CHECKS, MAY_SKIP, Finding, Findings, Outcome, Ve
 from swsnp.verify.verifier import verify, verify_strict
 
 if TYPE_CHECKING:
-    from swsnp.amd_ca.manufacture import Hierarchy
-    from swsnp.verify.roots import Roots
-
-    class Bench(Protocol):
-        """See conftest.py."""
-
-        product: Product
-        hierarchy: Hierarchy
-        tcb: TcbVersion
-        vcek: bytes
-        chip_id: bytes
-
-        @property
-        def certificates(self) -> list[bytes]: ...
-        @property
-        def roots(self) -> Roots: ...
-        @property
-        def at(self) -> datetime: ...
-        def report(self, **changes: Any) -> bytes: ...
-        def vlek_report(self, **changes: Any) -> bytes: ...
-        def sign(self, report: AttestationReport) -> bytes: ...
+    from tests.unit.verify.conftest import Bench
 
 
 def check(bench: Bench, report: bytes, **options: Any) -> Verification:
