@@ -23,7 +23,7 @@ VERBS: Final = {
     "demo": "one attestation end to end, every hop shown and the report checked",
     "vm": "run a VM with QEMU's options and let its guest attest",
     "run": "run an unmodified program that finds a working /dev/sev-guest",
-    "report": "explain a report field by field",
+    "report": "explain a report field by field, or compare two",
     "capabilities": "what this host and this build can do",
 }
 

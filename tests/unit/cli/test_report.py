@@ -76,6 +76,9 @@ def test_show_takes_the_drivers_answer(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (b"x" * 1183, "got 1183 bytes, wanted a report"),
         (b"", "got 0 bytes"),
+        (b"HCLA" + bytes(1000), "HCL envelope: 972 bytes after its header, wanted 1184"),
+        (b"zz" * 1184, "got 2368 bytes, wanted a report"),
+        (b"00" * 1185, "as hexadecimal text: got 1185 bytes, wanted a report"),
         (bytes(MsgReportRspHeader(status=0x16, report_size=1184)).ljust(4000, b"\0"), "status 0x16"),
         (bytes(4000), "report_size 0"),
         (bytes((1 << 20) + 1), "more than 1048576 bytes"),
@@ -103,7 +106,12 @@ def test_missing_file_and_directory(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     """Missing or unknown arguments end with exit code 2."""
-    for arguments in (["report"], ["report", "show"], ["report", "show", "x", "--pro", "milan"]):
+    for arguments in (
+        ["report"],
+        ["report", "show"],
+        ["report", "diff", "x"],
+        ["report", "show", "x", "--pro", "milan"],
+    ):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2

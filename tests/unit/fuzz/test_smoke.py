@@ -36,6 +36,7 @@ def test_every_reader_has_a_harness() -> None:
         "kds",
         "pem",
         "envelopes",
+        "report_forms",
         "verify",
         "qemu",
         "ioctl",
