@@ -18,7 +18,17 @@ from swsnp.errors import LayoutError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ENTRY_SIZE", "TableEntry", "canonical_guid", "npages", "pack", "parse"]
+__all__ = [
+    "ENTRY_SIZE",
+    "TableEntry",
+    "begins_with_known_guid",
+    "canonical_guid",
+    "entry_name",
+    "is_mixed_endian",
+    "npages",
+    "pack",
+    "parse",
+]
 
 ENTRY_SIZE: Final = CertTableEntry.SIZE
 _NIL: Final = UUID(int=0)
@@ -33,6 +43,16 @@ _KNOWN: Final = (
     CertTableGuid.CRL,
 )
 _MIXED_ENDIAN: Final = {UUID(bytes=guid.bytes_le): guid for guid in _KNOWN}
+_NAMES: Final = {
+    CertTableGuid.VCEK: "VCEK",
+    CertTableGuid.VLEK: "VLEK",
+    CertTableGuid.ASK: "ASK or ASVK",
+    CertTableGuid.ARK: "ARK",
+    CertTableGuid.CRL: "CRL",
+    UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6"): "CPUID Fn1 EAX (go-sev-guest)",
+    UUID("9f4116cd-c503-4f5a-8f6f-fb68882f4ce2"): "launch endorsement (Google)",
+}
+_KNOWN_BYTES: Final = frozenset((*(guid.bytes for guid in _KNOWN), *(guid.bytes_le for guid in _KNOWN)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +71,24 @@ def canonical_guid(guid: UUID) -> UUID:
     GUIDs of AMD 56421 that form is recognised, any other GUID comes back as it is.
     """
     return _MIXED_ENDIAN.get(guid, guid)
+
+
+def begins_with_known_guid(data: bytes) -> bool:
+    """Whether the first entry has one of the five GUIDs, in either byte order.
+
+    That is what a table looks like even when the rest of it is broken.
+    """
+    return data[:16] in _KNOWN_BYTES
+
+
+def is_mixed_endian(guid: UUID) -> bool:
+    """Whether this is one of the five GUIDs in EFI's byte order."""
+    return guid in _MIXED_ENDIAN
+
+
+def entry_name(guid: UUID) -> str | None:
+    """What an entry with that GUID is called, in either byte order; None when it is not known here."""
+    return _NAMES.get(canonical_guid(guid))
 
 
 def npages(size: int) -> int:

@@ -24,6 +24,7 @@ VERBS: Final = {
     "vm": "run a VM with QEMU's options and let its guest attest",
     "run": "run an unmodified program that finds a working /dev/sev-guest",
     "report": "explain a report field by field, or compare two",
+    "certs": "certificates for operators: show and check them, build and replace blobs",
     "capabilities": "what this host and this build can do",
 }
 

@@ -11,7 +11,16 @@ from typing import Final
 from swsnp.cli import VERBS
 from swsnp.errors import UsageError
 
-__all__ = ["PROFILES", "add_machine", "add_profile", "add_seed", "parser", "positive", "save", "seed_of"]
+__all__ = [
+    "PROFILES",
+    "add_machine",
+    "add_profile",
+    "add_seed",
+    "parser",
+    "positive",
+    "save",
+    "seed_of",
+]
 
 PROFILES: Final = ("coco-v1", "coco-v1-revised", "linux-6.12", "linux-7.2")
 """Named here too, so that --help loads no hypervisor; a test holds them against its table."""
@@ -20,11 +29,11 @@ _EXIT_CODES: Final = (
 )
 
 
-def parser(verb: str, *, epilog: str = "") -> argparse.ArgumentParser:
-    """The argument parser of one verb."""
+def parser(verb: str, *, description: str | None = None, epilog: str = "") -> argparse.ArgumentParser:
+    """The argument parser of one verb; `description` for a verb below another."""
     return argparse.ArgumentParser(
         prog=f"swsnp {verb}",
-        description=VERBS[verb],
+        description=VERBS[verb] if description is None else description,
         epilog=f"{epilog}\n\n{_EXIT_CODES}".lstrip(),
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

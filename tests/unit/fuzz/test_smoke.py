@@ -37,6 +37,7 @@ def test_every_reader_has_a_harness() -> None:
         "pem",
         "envelopes",
         "report_forms",
+        "classify",
         "verify",
         "qemu",
         "ioctl",
