@@ -32,6 +32,7 @@ __all__ = [
     "PssParameters",
     "RsaKey",
     "SignatureAlgorithm",
+    "common_name",
     "read",
     "read_all",
     "read_extensions",
@@ -270,8 +271,8 @@ def _read(data: bytes) -> Certificate:
         serial=serial,
         issuer=issuer,
         subject=subject,
-        issuer_cn=_common_name(issuer, "issuer"),
-        subject_cn=_common_name(subject, "subject"),
+        issuer_cn=common_name(issuer, "issuer"),
+        subject_cn=common_name(subject, "subject"),
         not_before=not_before,
         not_after=not_after,
         spki=spki,
@@ -291,7 +292,7 @@ def _want_version_3(tbs: Der) -> None:
         raise LayoutError(f"certificate.version: got v{version + 1}, wanted v3 (RFC 5280)")
 
 
-def _common_name(name: bytes, field: str) -> str:
+def common_name(name: bytes, field: str) -> str:
     """The one commonName of a Name; empty when there is none or more than one."""
     where = f"certificate.{field}"
     found = []
