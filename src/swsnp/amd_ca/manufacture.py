@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from Crypto.Hash import SHA384
@@ -76,7 +76,8 @@ class Hierarchy:
 
     Keys are made when they are first needed (about a second each); the ASVK only for a VLEK.
     All randomness is drawn as four seeds in the constructor, so what is asked for later, and in which order,
-    changes no byte: with equal `entropy` and `now`, two processes issue equal certificates.
+    changes no byte: with equal `entropy` and `now`, two processes issue equal certificates. Threads may share
+    a hierarchy.
     """
 
     def __init__(
@@ -101,6 +102,8 @@ class Hierarchy:
         self._seeded = entropy is not None
         self._seeds = [SeededEntropy((entropy or os.urandom)(_SEED)) for _ in range(4)]
         self._created = _moment(now)
+        self._authorities: dict[int, _Authority] = {}
+        self._lock = threading.RLock()
         self._organization = AMD_ORGANIZATION if amd_names else TEST_ORGANIZATION
         self._crl_host = _AMD_CRL_HOST if amd_names else CRL_HOST
 
@@ -188,14 +191,18 @@ class Hierarchy:
             entries.append(TableEntry(guid=CertTableGuid.CRL, data=crl))
         return pack(entries)
 
-    def crl(self, revoked: Iterable[int] = (), *, number: int = 1) -> bytes:
+    def crl(
+        self, revoked: Iterable[int] = (), *, number: int = 1, this_update: datetime | None = None
+    ) -> bytes:
         """Issue a CRL, DER: signed by the ARK, good for a year.
 
         Args:
             revoked: serial numbers of ASKs or ASVKs.
             number: the CRL number; a later CRL has a greater one.
+            this_update: when it counts as issued; now by default. More than a year ago, it is a stale one.
         """
-        ark, now = self._ark, _moment(self._now)
+        ark = self._ark
+        now = _moment(self._now if this_update is None else lambda: this_update)
         tbs = assemble.crl_tbs(
             ark.name,
             ark.key_id,
@@ -206,17 +213,24 @@ class Hierarchy:
         )
         return self._sign(ark.key, tbs, assemble.PSS)
 
-    @cached_property
+    @property
     def _ark(self) -> _Authority:
-        return self._authority(0, ark_name(self._product), "vcek", None)
+        return self._once(0, lambda: self._authority(0, ark_name(self._product), "vcek", None))
 
-    @cached_property
+    @property
     def _ask(self) -> _Authority:
-        return self._authority(1, ask_name(self._product), "vcek", self._ark)
+        return self._once(1, lambda: self._authority(1, ask_name(self._product), "vcek", self._ark))
 
-    @cached_property
+    @property
     def _asvk(self) -> _Authority:
-        return self._authority(2, asvk_name(self._product), "vlek", self._ark)
+        return self._once(2, lambda: self._authority(2, asvk_name(self._product), "vlek", self._ark))
+
+    def _once(self, role: int, make: Callable[[], _Authority]) -> _Authority:
+        """Each authority is made by one thread: two that ask at once must not get two keys."""
+        with self._lock:
+            if role not in self._authorities:
+                self._authorities[role] = make()
+            return self._authorities[role]
 
     def _intermediate(self, kind: LeafKind) -> bytes:
         if kind not in LEAF_NAMES:

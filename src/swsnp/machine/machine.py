@@ -145,6 +145,11 @@ class Machine:
     # Certificates
 
     @property
+    def hwid(self) -> bytes:
+        """What the key service knows the chip by: its chip id, 64 bytes, of Turin 8."""
+        return self.chip.chip_id[: self.product.hwid_size]
+
+    @property
     def hierarchy(self) -> Hierarchy:
         """ARK, ASK and ASVK: the machine's own, or `same_root_as`'s; made in seconds, at first use."""
         if self._root_of is not None:
@@ -173,7 +178,7 @@ class Machine:
         tcb = self.chip.reported_tcb if tcb is None else tcb
         x, y = self.chip.vcek_public_point(tcb)
         with self._ca_lock:
-            return self.hierarchy.vcek(x, y, self.chip.chip_id[: self.product.hwid_size], tcb)
+            return self.hierarchy.vcek(x, y, self.hwid, tcb)
 
     def certificate_table(self) -> bytes:
         """VCEK, ASK and ARK as the host would provision them for the chip's reported TCB."""
