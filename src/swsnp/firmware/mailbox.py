@@ -21,11 +21,11 @@ from swsnp.hardware.memory import PAGE, BusError, SystemMemory
 from swsnp.hardware.rmp import PageState, Rmp
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     from swsnp.abi.record import Record
     from swsnp.firmware.chip import Chip
+    from swsnp.hardware.turn import Turn
     from swsnp.trace import Trace
 
 __all__ = ["COMMANDS", "LATER_COMMANDS", "Mailbox"]
@@ -106,7 +106,7 @@ class Mailbox:
         memory: SystemMemory,
         rmp: Rmp,
         trace: Trace,
-        lock: threading.Lock | None = None,
+        lock: Turn | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.platform = Platform(chip, memory=memory, rmp=rmp, trace=trace, lock=lock)

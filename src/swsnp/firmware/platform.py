@@ -30,11 +30,11 @@ from swsnp.hardware.memory import PAGE, BusError, SystemMemory
 from swsnp.hardware.rmp import PageState, Rmp, RmpEntry
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     from swsnp.firmware.chip import Chip
     from swsnp.firmware.context import GuestContext
+    from swsnp.hardware.turn import Turn
     from swsnp.trace import Trace
 
 __all__ = [
@@ -71,7 +71,7 @@ class Platform:
     """What the firmware knows between commands."""
 
     def __init__(
-        self, chip: Chip, *, memory: SystemMemory, rmp: Rmp, trace: Trace, lock: threading.Lock | None = None
+        self, chip: Chip, *, memory: SystemMemory, rmp: Rmp, trace: Trace, lock: Turn | None = None
     ) -> None:
         self._lock = lock
         self.chip = chip

@@ -27,11 +27,11 @@ from swsnp.hypervisor.task import HostTask
 from swsnp.hypervisor.vm import APIC_BUS_CYCLES_NS, Vm, copy_in
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     from swsnp.hardware.memory import SystemMemory
     from swsnp.hardware.rmp import Rmp
+    from swsnp.hardware.turn import Turn
     from swsnp.hypervisor.memory import NestedPaging
     from swsnp.hypervisor.profiles import Profile
     from swsnp.hypervisor.psp_driver import SecureProcessor
@@ -91,7 +91,7 @@ class HostKernelModel:
         vmsa_features: int = SevFeatures.of(debug_swap=1),
         tsc_khz: int = 2_000_000,
         cpuid: Callable[[int], tuple[int, int, int, int]] = no_cpuid,
-        psp_mutex: threading.Lock | None = None,
+        psp_mutex: Turn | None = None,
     ) -> None:
         """Start the kernel.
 

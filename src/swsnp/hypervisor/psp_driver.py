@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from swsnp.abi.snp_command import (
@@ -23,6 +22,7 @@ from swsnp.abi.snp_command import (
 from swsnp.abi.snp_report import GuestPolicy
 from swsnp.hardware.memory import PAGE
 from swsnp.hardware.rmp import RmpUpdate, RmpUpdateCode
+from swsnp.hardware.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ class PspDriver:
         memory: SystemMemory,
         rmp: Rmp,
         snp_host: bool = True,
-        mutex: threading.Lock | None = None,
+        mutex: Turn | None = None,
     ) -> None:
         """`mailbox` None: no device. `snp_host` False: the host runs without an RMP.
 
@@ -101,7 +101,7 @@ class PspDriver:
         self.memory = memory
         self._rmp = rmp
         self._snp_host = snp_host
-        self._mutex = mutex or threading.Lock()
+        self._mutex = mutex or Turn()
         self._buffer_page = memory.allocate_page()
         self._buffer = memory.view(self._buffer_page, PAGE)
         self.policy_bits: int = _BASE_POLICY

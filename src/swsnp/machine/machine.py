@@ -22,6 +22,7 @@ from swsnp.firmware.vlek import wrap
 from swsnp.guest.driver import K_C, OWN_VMPL
 from swsnp.hardware.memory import SystemMemory
 from swsnp.hardware.rmp import Rmp
+from swsnp.hardware.turn import Turn
 from swsnp.hypervisor import profiles
 from swsnp.hypervisor.kvm_api import HostKernelModel
 from swsnp.machine.move import GuestContexts
@@ -118,7 +119,7 @@ class Machine:
         )
         memory, rmp = SystemMemory(), Rmp()
         # a secure processor does one thing at a time: the driver holds this over each command
-        turn = threading.Lock()
+        turn = Turn()
         self.mailbox = Mailbox(self.chip, memory=memory, rmp=rmp, trace=self.trace, lock=turn)
         self.kernel = HostKernelModel(
             profile=self.profile,

@@ -22,11 +22,11 @@ from swsnp.vmm.config import LaunchImage, LaunchPage, VmConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
     from swsnp.abi.snp_report import Product
     from swsnp.firmware.mailbox import Mailbox
     from swsnp.guest.driver import DriverGeneration
+    from swsnp.hardware.turn import Turn
     from swsnp.hypervisor.memory import MemorySlot, NestedPaging
     from swsnp.hypervisor.psp_driver import PspDriver
 
@@ -111,7 +111,7 @@ class GuestContexts:
         turn: held while the chip works; no command runs beside an exchange.
     """
 
-    def __init__(self, mailbox: Mailbox, driver: PspDriver, turn: AbstractContextManager[bool]) -> None:
+    def __init__(self, mailbox: Mailbox, driver: PspDriver, turn: Turn) -> None:
         self._mailbox, self._driver, self._turn = mailbox, driver, turn
 
     def save(self, asid: int) -> bytes:

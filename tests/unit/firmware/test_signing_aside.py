@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
@@ -14,6 +13,7 @@ from swsnp.abi.snp_report import AttestationReport
 from swsnp.crypto.ecdsa import SigningKey, verify
 from swsnp.firmware.mailbox import Mailbox
 from swsnp.hardware.rmp import RmpEntry
+from swsnp.hardware.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +131,7 @@ def test_commands_for_others_change_nothing(rig: Rig, make_rig: MakeRig, meanwhi
 
 def test_the_lock_is_free_during_the_signature_and_held_after(rig: Rig, meanwhile: Arm) -> None:
     """One lock per chip; a signature, which is most of a request's time, does not hold it."""
-    lock = threading.Lock()
+    lock = Turn()
     guest = rig.running()
     mailbox = Mailbox(rig.chip, memory=rig.memory, rmp=rig.rmp, trace=rig.trace, lock=lock)
     mailbox.platform.__dict__.update(guests=rig.platform.guests, state=rig.platform.state)
@@ -146,7 +146,7 @@ def test_the_lock_is_free_during_the_signature_and_held_after(rig: Rig, meanwhil
 
 def test_the_lock_is_held_again_when_signing_fails(rig: Rig, meanwhile: Arm) -> None:
     """An interrupt of the host during the signature leaves the lock as the caller expects it."""
-    lock = threading.Lock()
+    lock = Turn()
     mailbox = Mailbox(rig.chip, memory=rig.memory, rmp=rig.rmp, trace=rig.trace, lock=lock)
 
     def interrupted(_: bytes) -> bytes:
