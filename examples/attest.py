@@ -20,11 +20,11 @@ def main() -> int:
         table=answer.certs,
         roots=Roots.of(machine.root_certificate),
         at=machine.now(),
-        expected_report_data=nonce,
+        report_data=nonce,
     )
     for finding in verdict.findings:
         print(f"{finding.check:4} {finding.outcome:5} {finding.text}")
-    return 0 if verdict.authenticated else 1
+    return 0 if verdict.passed else 1
 
 
 if __name__ == "__main__":

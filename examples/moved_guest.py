@@ -132,7 +132,7 @@ def judge(journey: Journey, source: Host, destination: Host) -> dict[str, bool]:
     new = AttestationReport.parse(journey.after.report)
 
     def authentic(report: bytes, served: bytes, nonce: bytes) -> bool:
-        return verify(report, table=served, roots=roots, at=at, expected_report_data=nonce).authenticated
+        return verify(report, table=served, roots=roots, at=at, report_data=nonce).passed
 
     return {
         "before the move: the source's table": journey.before.certs.startswith(source.table),

@@ -23,7 +23,7 @@ from swsnp import Machine
 from swsnp.abi.snp_message import KeySel
 from swsnp.abi.snp_report import AttestationReport, SigningKey
 from swsnp.trace import CertsRead, TraceEvent
-from swsnp.verify import Roots, verify
+from swsnp.verify import Policy, Roots, verify
 from swsnp.vmm.certs import Acquired, Blob, Failed, Retry, TooLarge
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ class Guest:
                 table=answer.certs,
                 roots=roots,
                 at=at,
-                expected_report_data=nonce,
-                csp_ids=[self.csp_id] if self.csp_id else [],
+                report_data=nonce,
+                policy=Policy(csp_ids=[self.csp_id] if self.csp_id else []),
             )
             signer = AttestationReport.parse(answer.report).signer_info.signing_key
             self.reports += 1
-            self.mismatches += not (verdict.authenticated and signer == self.key)
+            self.mismatches += not (verdict.passed and signer == self.key)
 
 
 def run(requests: int, *, profile: str, lock: bool) -> dict[str, Any]:

@@ -95,8 +95,8 @@ class Guest:
         """One report, judged by the table that came with it."""
         nonce = f"{self.vm.name} {self.reports}".encode().ljust(64, b"\0")
         answer = self.vm.extended_report(nonce)
-        verdict = verify(answer.report, table=answer.certs, roots=roots, at=at, expected_report_data=nonce)
-        self.mismatches += not verdict.authenticated
+        verdict = verify(answer.report, table=answer.certs, roots=roots, at=at, report_data=nonce)
+        self.mismatches += not verdict.passed
         self.failed_checks.update(each.check for each in verdict.failures)
         self.tcbs.add(AttestationReport.parse(answer.report).reported_tcb)
         self.reports += 1

@@ -280,9 +280,7 @@ def test_table_and_report_belong_to_the_destination(seeded_machine: Machine) -> 
         answer = moved.extended_report(NONCE)
 
     def failed(table: bytes) -> list[str]:
-        verdict = verify(
-            answer.report, table=table, roots=roots, at=destination.now(), expected_report_data=NONCE
-        )
+        verdict = verify(answer.report, table=table, roots=roots, at=destination.now(), report_data=NONCE)
         return [each.check for each in verdict.failures]
 
     assert answer.certs.startswith(destination.certificate_table())

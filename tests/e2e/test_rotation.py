@@ -13,7 +13,7 @@ from swsnp.abi.snp_command import Command, FirmwareStatus
 from swsnp.abi.snp_message import KeySel
 from swsnp.abi.snp_report import AttestationReport, SigningKey, TcbVersion
 from swsnp.trace import CertsRead, FirmwareCommand, TraceEvent
-from swsnp.verify import Roots, verify
+from swsnp.verify import Policy, Roots, verify
 from swsnp.vmm.certs import BlobFile, BytesSource, exclusive_lock
 from swsnp.vmm.config import VmConfig
 
@@ -49,8 +49,8 @@ def failures(machine: Machine, answer: ExtendedReport, *csp_ids: str) -> list[st
         table=answer.certs,
         roots=Roots.of(machine.root_certificate),
         at=machine.now(),
-        expected_report_data=NONCE,
-        csp_ids=csp_ids,
+        report_data=NONCE,
+        policy=Policy(csp_ids=csp_ids),
     )
     return [each.check for each in verdict.failures]
 

@@ -5,7 +5,7 @@ Fields are found by OID, never by position or by the look of their content. Sour
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.kds import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["LeafProfile", "issuing_product", "leaf_kind", "leaf_profile"]
 
 _SOURCE: Final = "AMD 57230"
+_CHIP_ID: Final = 64
 _KNOWN: Final = frozenset(
     (
         OID_STRUCT_VERSION,
@@ -57,10 +58,17 @@ class LeafProfile:
     hwid: bytes | None
     csp_id: str | None
     unknown: tuple[str, ...] = ()
+    chip_id: bytes | None = field(init=False, repr=False)
+    """The HWID as the report's CHIP_ID has it: 64 bytes."""
+    _tcb_version: TcbVersion = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chip_id", None if self.hwid is None else self.hwid.ljust(_CHIP_ID, b"\0"))
+        object.__setattr__(self, "_tcb_version", TcbVersion.encode(self.product, **self.tcb))
 
     def tcb_version(self) -> TcbVersion:
         """The TCB as the report's REPORTED_TCB has it."""
-        return TcbVersion.encode(self.product, **self.tcb)
+        return self._tcb_version
 
 
 def leaf_kind(certificate: Certificate) -> str | None:

@@ -35,6 +35,7 @@ __all__ = [
     "common_name",
     "read",
     "read_all",
+    "read_der",
     "read_extensions",
     "read_signature_algorithm",
     "signed_parts",
@@ -176,7 +177,7 @@ def to_pem(certificate: bytes, *, label: str = "CERTIFICATE") -> bytes:
 
 def read_all(data: bytes) -> tuple[Certificate, ...]:
     """Every certificate of a PEM file in its order, or the one of a DER file; errors as `read`."""
-    return tuple(_read(each) for each in to_der(data))
+    return tuple(read_der(each) for each in to_der(data))
 
 
 def read(data: bytes) -> Certificate:
@@ -190,7 +191,7 @@ def read(data: bytes) -> Certificate:
     found = to_der(data)
     if len(found) != 1:
         raise InputError(f"PEM: got {len(found)} certificates, wanted one")
-    return _read(found[0])
+    return read_der(found[0])
 
 
 def signed_parts(data: bytes, where: str) -> tuple[bytes, SignatureAlgorithm, bytes]:
@@ -246,7 +247,8 @@ def _base64(number: int, text: bytes) -> bytes:
         raise InputError(f"PEM block {number}: not base64: {error}") from None
 
 
-def _read(data: bytes) -> Certificate:
+def read_der(data: bytes) -> Certificate:
+    """Read one certificate in DER; LayoutError as `read`."""
     where = "certificate"
     signed, algorithm, signature = signed_parts(data, where)
     tbs = Der(der.unwrap(signed, der.SEQUENCE, where), where)

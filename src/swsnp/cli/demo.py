@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
             print("\n".join(_as_lines(each)), end="\n\n")
         if options.compare:
             print("\n".join(_differences(shown[0], shown[1])))
-    return GOOD if all(each.verification.authenticated for each in shown) else BAD_VERDICT
+    return GOOD if all(each.verification.passed for each in shown) else BAD_VERDICT
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -112,7 +112,7 @@ def _judge(machine: Machine, report: bytes, certs: bytes, at: datetime) -> Verif
         roots=Roots.of(machine.root_certificate),
         product=machine.product,
         at=at,
-        expected_report_data=_REPORT_DATA,
+        report_data=_REPORT_DATA,
     )
 
 
@@ -132,6 +132,7 @@ def _as_json(shown: Attestation) -> dict[str, Any]:
         "report_hex": shown.report.hex(),
         "verdict": {
             "authenticated": shown.verification.authenticated,
+            "passed": shown.verification.passed,
             "findings": [
                 {"check": each.check, "outcome": each.outcome, "text": each.text}
                 for each in shown.verification.findings
@@ -168,7 +169,7 @@ def _as_lines(shown: Attestation) -> list[str]:
         for each in shown.verification.findings
         if each.outcome != "skip"
     ]
-    verdict = "authenticated" if shown.verification.authenticated else "REFUSED"
+    verdict = "authenticated" if shown.verification.passed else "REFUSED"
     return [*lines, f"      => {verdict}, under this machine's own root"]
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Engine",
     "SIGNATURE_SIZE",
     "SigningKey",
+    "VerifyingKey",
     "public_key_point",
     "public_key_record",
     "verify",
@@ -36,6 +37,8 @@ SIGNATURE_SIZE: Final = 144
 CURVE_P384: Final = 2
 _COORDINATE: Final = 48
 _FIELD: Final = 72
+# SubjectPublicKeyInfo up to the point: id-ecPublicKey, secp384r1, BIT STRING, uncompressed (RFC 5480)
+_SPKI_P384: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
 _CURVE: Final = ec.SECP384R1()
 _SHA384: Final = hashes.SHA384()
 _RANDOM_NONCE: Final = ec.ECDSA(_SHA384)
@@ -122,38 +125,109 @@ def _awscrt_signer(private: ec.EllipticCurvePrivateKey) -> Callable[[bytes], byt
     return lambda data: sign(hashlib.sha384(data).digest())
 
 
-def verify(data: bytes, signature: bytes, *, x: bytes, y: bytes) -> bool:
-    """Whether `signature` is the key's over SHA-384 of `data`.
+class VerifyingKey:
+    """A public key on P-384, kept ready to verify with; not changed after it was made.
 
-    1. Bytes 48..71 of R and of S are zero.
-    2. 1 <= R, S < n.
-    3. (x, y) is a point of P-384.
-    4. The ECDSA equation holds.
+    Both engines give the same verdicts. "awscrt" is more than twice as fast and holds the interpreter lock:
+    use threads with "cryptography", processes with "awscrt".
 
     Args:
-        data: the bytes that were signed.
-        signature: R, S in report form; anything after the first 144 bytes is the caller's to look at.
         x: big-endian, 48 bytes.
         y: big-endian, 48 bytes.
+        engine: whose arithmetic verifies.
+
+    Raises:
+        LayoutError: a coordinate that is not 48 bytes.
+        UsageError: an engine that does not exist.
+        HostError: awscrt is not installed.
+    """
+
+    __slots__ = ("_holds",)
+
+    def __init__(self, x: bytes, y: bytes, *, engine: Engine = "cryptography") -> None:
+        _want_coordinates(x, y)
+        if engine == "awscrt":
+            self._holds = _awscrt_verifier(x, y)
+        elif engine == "cryptography":
+            self._holds = _cryptography_verifier(x, y)
+        else:
+            raise UsageError(f"verifying engine: got {engine!r}, wanted 'cryptography' or 'awscrt'")
+
+    def verify(self, data: bytes, signature: bytes) -> bool:
+        """Whether `signature` is this key's over SHA-384 of `data`.
+
+        1. Bytes 48..71 of R and of S are zero.
+        2. 1 <= R, S < n.
+        3. The key is a point of P-384.
+        4. The ECDSA equation holds.
+
+        Args:
+            data: the bytes that were signed.
+            signature: R, S in report form; anything after the first 144 bytes is the caller's to look at.
+
+        Raises:
+            LayoutError: a signature below 144 bytes.
+        """
+        if len(signature) < SIGNATURE_SIZE:
+            raise LayoutError(f"signature: got {len(signature)} bytes, wanted at least {SIGNATURE_SIZE}")
+        # a number of 72 bytes whose upper bytes are not zero is above n, so one comparison is rules 1 and 2
+        r = int.from_bytes(signature[:_FIELD], "little")
+        s = int.from_bytes(signature[_FIELD:SIGNATURE_SIZE], "little")
+        if not (1 <= r < P384_ORDER and 1 <= s < P384_ORDER):
+            return False
+        return self._holds(data, utils.encode_dss_signature(r, s))
+
+
+def _cryptography_verifier(x: bytes, y: bytes) -> Callable[[bytes, bytes], bool]:
+    try:
+        public = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, b"\x04" + x + y)
+    except ValueError:
+        return _nothing_verifies
+
+    def holds(data: bytes, der: bytes) -> bool:
+        try:
+            public.verify(der, data, _RANDOM_NONCE)
+        except InvalidSignature:
+            return False
+        return True
+
+    return holds
+
+
+def _awscrt_verifier(x: bytes, y: bytes) -> Callable[[bytes, bytes], bool]:
+    try:
+        from awscrt.crypto import EC  # an extra: only who asks for this engine needs it
+    except ImportError:
+        raise HostError("verifying engine 'awscrt' is not installed: pip install 'swsnp[fast]'") from None
+    try:
+        public = EC.new_key_from_der_data(_SPKI_P384 + x + y)
+    except RuntimeError:
+        return _nothing_verifies
+
+    def holds(data: bytes, der: bytes) -> bool:
+        good: bool = public.verify(hashlib.sha384(data).digest(), der)
+        return good
+
+    return holds
+
+
+def _nothing_verifies(data: bytes, der: bytes) -> bool:
+    """What stands for a key that is no point of the curve."""
+    return False
+
+
+def verify(data: bytes, signature: bytes, *, x: bytes, y: bytes) -> bool:
+    """Whether `signature` is the key's over SHA-384 of `data`; as `VerifyingKey.verify`, for one use.
 
     Raises:
         LayoutError: a signature below 144 bytes or a coordinate that is not 48 bytes.
     """
-    if len(signature) < SIGNATURE_SIZE:
-        raise LayoutError(f"signature: got {len(signature)} bytes, wanted at least {SIGNATURE_SIZE}")
+    return VerifyingKey(x, y).verify(data, signature)
+
+
+def _want_coordinates(x: bytes, y: bytes) -> None:
     if len(x) != _COORDINATE or len(y) != _COORDINATE:
         raise LayoutError(f"public key: got coordinates of {len(x)} and {len(y)} bytes, wanted {_COORDINATE}")
-    # a number of 72 bytes whose upper bytes are not zero is above n, so one comparison is rules 1 and 2
-    r = int.from_bytes(signature[:_FIELD], "little")
-    s = int.from_bytes(signature[_FIELD:SIGNATURE_SIZE], "little")
-    if not (1 <= r < P384_ORDER and 1 <= s < P384_ORDER):
-        return False
-    try:
-        public = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, b"\x04" + x + y)
-        public.verify(utils.encode_dss_signature(r, s), data, _RANDOM_NONCE)
-    except (ValueError, InvalidSignature):
-        return False
-    return True
 
 
 def public_key_record(x: bytes, y: bytes) -> EcdsaPublicKey:
@@ -162,8 +236,7 @@ def public_key_record(x: bytes, y: bytes) -> EcdsaPublicKey:
     Raises:
         LayoutError: a coordinate that is not 48 bytes.
     """
-    if len(x) != _COORDINATE or len(y) != _COORDINATE:
-        raise LayoutError(f"public key: got coordinates of {len(x)} and {len(y)} bytes, wanted {_COORDINATE}")
+    _want_coordinates(x, y)
     pad = bytes(_FIELD - _COORDINATE)
     return EcdsaPublicKey(curve=CURVE_P384, qx=x[::-1] + pad, qy=y[::-1] + pad)
 

@@ -6,6 +6,8 @@ Certificates are told apart by what is in them, never by their place in a file o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -28,26 +30,28 @@ from swsnp.certs.x509_reader import (
     SignatureAlgorithm,
 )
 from swsnp.errors import LayoutError
+from swsnp.verify.result import Findings
 from swsnp.verify.roots import spki_sha256
-from swsnp.verify.signature import signed_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from swsnp.certs.crl import Crl
-    from swsnp.verify.options import Options
-    from swsnp.verify.result import Findings
+    from swsnp.verify.policy import Policy
+    from swsnp.verify.result import Finding
     from swsnp.verify.roots import Roots
 
 __all__ = [
     "Chain",
+    "Judged",
+    "Signatures",
     "check_chain",
     "check_present",
     "check_revocation",
+    "check_times",
+    "judge",
     "rsa_signed",
     "select_chain",
-    "select_leaf",
 ]
 
 _KIND: Final = {int(SigningKey.VCEK): "vcek", int(SigningKey.VLEK): "vlek"}
@@ -56,6 +60,8 @@ _PADDING: Final = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
 _SHA384: Final = hashes.SHA384()
 _RSA: Final = RsaKey(size=4096, exponent=65537)
 _CERT_SIGN: Final = 5
+_LAX_LEVEL: Final = 127
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _STRUCT_VERSIONS: Final = (0, 1)
 _OID_SUBJECT_KEY_ID: Final = "2.5.29.14"
 _OID_CRL_DISTRIBUTION_POINTS: Final = "2.5.29.31"
@@ -88,46 +94,109 @@ class Chain:
         return (self.intermediate.subject_cn, self.intermediate), (self.leaf.subject_cn, self.leaf)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judged:
+    """What was found of one leaf's chain, whatever the time and the report are.
+
+    `since` and `until` bound the time at which all of it is valid; `crls` are those of the chain's root.
+    """
+
+    chain: Chain | None
+    profile: LeafProfile | None
+    noted: tuple[Finding, ...]
+    made: frozenset[str]
+    since: datetime
+    until: datetime
+    crls: tuple[Crl, ...]
+
+
+@lru_cache(maxsize=64)
+def _rsa_key(spki: bytes) -> rsa.RSAPublicKey | None:
+    try:
+        key = load_der_public_key(spki)
+    except (ValueError, UnsupportedAlgorithm):
+        return None  # a key that the library cannot use signs nothing; C3 says what it is
+    return key if isinstance(key, rsa.RSAPublicKey) else None
+
+
 def rsa_signed(signed: Certificate | Crl, issuer: Certificate) -> bool:
     """Whether the issuer's RSA key made this RSASSA-PSS signature (SHA-384, salt 48)."""
-    try:
-        key = load_der_public_key(issuer.spki)
-    except (ValueError, UnsupportedAlgorithm):
-        return False  # a key that the library cannot use signs nothing; C3 says what it is
-    if not isinstance(key, rsa.RSAPublicKey):
+    return _pss_signed(signed.tbs, signed.signature, issuer.spki)
+
+
+def _pss_signed(tbs: bytes, signature: bytes, spki: bytes) -> bool:
+    key = _rsa_key(spki)
+    if key is None:
         return False
     try:
-        key.verify(signed.signature, signed.tbs, _PADDING, _SHA384)
+        key.verify(signature, tbs, _PADDING, _SHA384)
     except InvalidSignature:
         return False
     return True
 
 
-def select_leaf(candidates: Sequence[Certificate], signing_key: int, report: bytes) -> Certificate | None:
-    """The leaf of the kind that SIGNING_KEY names; of several, the one whose key signed the report."""
-    leaves = [each for each in candidates if leaf_kind(each) == _KIND.get(signing_key, "")]
-    if len(leaves) > 1:
-        leaves.sort(key=lambda each: not signed_by(report, each))
-    return leaves[0] if leaves else None
+class Signatures:
+    """`rsa_signed` with a memory of the last `size` answers; safe for threads."""
+
+    def __init__(self, size: int) -> None:
+        self._signed = lru_cache(maxsize=size)(_pss_signed)
+
+    def signed(self, signed: Certificate | Crl, issuer: Certificate) -> bool:
+        """Whether the issuer's key made this signature."""
+        return self._signed(signed.tbs, signed.signature, issuer.spki)
 
 
-def select_chain(leaf: Certificate, candidates: Sequence[Certificate], roots: Roots | None) -> Chain | None:
+def select_chain(
+    leaf: Certificate, candidates: Sequence[Certificate], roots: Roots | None, signatures: Signatures
+) -> Chain | None:
     """Leaf, issuer and root by common name; of several, the one that signed, a chosen root first."""
     chosen = () if roots is None else roots.certificates
-    intermediate = _issuer_of(leaf, candidates)
+    intermediate = _issuer_of(leaf, candidates, signatures)
     if intermediate is None:
         return None
-    root = _issuer_of(intermediate, (*chosen, *candidates))
+    root = _issuer_of(intermediate, (*chosen, *candidates), signatures)
     return None if root is None else Chain(leaf=leaf, intermediate=intermediate, root=root)
 
 
-def _issuer_of(certificate: Certificate, candidates: Sequence[Certificate]) -> Certificate | None:
+def _issuer_of(
+    certificate: Certificate, candidates: Sequence[Certificate], signatures: Signatures
+) -> Certificate | None:
     named = [
         each for each in candidates if each.subject_cn == certificate.issuer_cn and each is not certificate
     ]
-    if len(named) > 1:
-        named.sort(key=lambda each: not rsa_signed(certificate, each))
+    if len({each.der for each in named}) > 1:
+        return next((each for each in named if signatures.signed(certificate, each)), named[0])
     return named[0] if named else None
+
+
+def judge(
+    leaf: Certificate | None,
+    candidates: Sequence[Certificate],
+    crls: Sequence[Crl],
+    *,
+    signing_key: int,
+    product: Product | None,
+    roots: Roots | None,
+    policy: Policy,
+    signatures: Signatures,
+    lax: bool,
+) -> Judged:
+    """All that does not depend on the time: C1 to C7, C9, and C10 but for its dates."""
+    findings = Findings(lax=lax)
+    chain = None if leaf is None else select_chain(leaf, candidates, roots, signatures)
+    check_present(candidates, signing_key, leaf, chain, findings)
+    profile = check_chain(chain, product, findings, roots=roots, signatures=signatures)
+    mine = check_revocation(chain, crls, findings, policy=policy, signatures=signatures)
+    links = () if chain is None else chain.named()
+    return Judged(
+        chain=chain,
+        profile=profile,
+        noted=tuple(findings.noted),
+        made=frozenset(findings.made),
+        since=max((each.not_before for _, each in links), default=_NEVER),
+        until=min((each.not_after for _, each in links), default=_NEVER),
+        crls=mine,
+    )
 
 
 def check_present(
@@ -144,8 +213,7 @@ def check_present(
         findings.fail("C1", "leaf", names, f"SEV-{kind.upper()}" if kind else "one that can sign reports")
     elif chain is None:
         findings.fail("C1", "issuers", names, f"{leaf.issuer_cn} and the root that signed it")
-    else:
-        findings.ok("C1")
+    findings.conclude("C1")
 
 
 def check_chain(
@@ -154,8 +222,7 @@ def check_chain(
     findings: Findings,
     *,
     roots: Roots | None,
-    at: datetime,
-    options: Options,
+    signatures: Signatures,
 ) -> LeafProfile | None:
     """The chain's certificates and what they say of each other.
 
@@ -167,7 +234,6 @@ def check_chain(
     C5. The root's key is one of `roots` for this product.
     C6. The root signed itself and the intermediate, which signed the leaf.
     C7. BasicConstraints and KeyUsage let the CAs sign certificates, and the leaf not.
-    C8. `at` is inside every validity.
     C9. No critical extension is unknown; the leaf's extensions are complete and in form.
 
     Returns:
@@ -181,12 +247,27 @@ def check_chain(
     _check_keys(chain, findings)
     for name, each in chain.named():
         _check_algorithm("C4", name, each.inner_algorithm, each.algorithm, findings)
-    findings.conclude("C4")
     _check_root(chain, product, roots, findings)
-    _check_signatures(chain, findings)
+    _check_signatures(chain, product, roots, signatures, findings)
     _check_usage(chain, findings)
-    _check_validity(chain, at, options, findings)
-    return _check_extensions(chain, findings)
+    profile = _check_extensions(chain, findings)
+    findings.conclude("C2", "C3", "C4", "C5", "C6", "C7", "C9")
+    return profile
+
+
+def check_times(judged: Judged, at: datetime, policy: Policy, findings: Findings) -> None:
+    """What has to be looked at again for every report.
+
+    C8. `at` is inside every validity; with `allow_expired_leaf`, the leaf may have expired.
+    C10. `at` is inside the time of every CRL of the root, and no CRL is older than `maximum_crl_age_s`.
+    """
+    if judged.chain is None:
+        return
+    if not judged.since <= at <= judged.until:
+        _check_validity(judged.chain, at, policy, findings)
+    findings.conclude("C8")
+    for crl in judged.crls:
+        _check_crl_time(crl, at, policy, findings)
 
 
 def _check_names(chain: Chain, product: Product | None, findings: Findings) -> None:
@@ -214,7 +295,6 @@ def _check_names(chain: Chain, product: Product | None, findings: Findings) -> N
     )
     told = "unknown" if product is None else product.value
     findings.holds("C2", named is product, "product of the chain", named.value, f"{told}, as the report's")
-    findings.conclude("C2")
 
 
 def _check_keys(chain: Chain, findings: Findings) -> None:
@@ -223,7 +303,6 @@ def _check_keys(chain: Chain, findings: Findings) -> None:
     key = chain.leaf.key
     plain = isinstance(key, EcKey) and key.curve == OID_P384 and bool(key.x)
     findings.holds("C3", plain, f"key of {chain.leaf.subject_cn}", key, "an uncompressed point of P-384")
-    findings.conclude("C3")
 
 
 def _check_algorithm(
@@ -236,25 +315,22 @@ def _check_algorithm(
 def _check_root(chain: Chain, product: Product | None, roots: Roots | None, findings: Findings) -> None:
     if roots is None:
         findings.fail("C5", "roots", "none", "Roots.amd() or Roots.of(...)")
-    elif roots.pinned(chain.root, product):
-        findings.ok("C5")
-    else:
-        findings.fail(
-            "C5", f"SHA-256 of the key of {chain.root.subject_cn}", spki_sha256(chain.root), "a chosen root's"
-        )
+    elif not roots.pinned(chain.root, product):
+        name = f"SHA-256 of the key of {chain.root.subject_cn}"
+        findings.fail("C5", name, spki_sha256(chain.root), "a chosen root's")
 
 
-def _check_signatures(chain: Chain, findings: Findings) -> None:
+def _check_signatures(
+    chain: Chain, product: Product | None, roots: Roots | None, signatures: Signatures, findings: Findings
+) -> None:
+    vouched = roots is not None and roots.pinned(chain.root, product)
     links = ((chain.root, chain.root), (chain.intermediate, chain.root), (chain.leaf, chain.intermediate))
     for signed, issuer in links:
-        findings.holds(
-            "C6",
-            rsa_signed(signed, issuer),
-            f"signature of {signed.subject_cn}",
-            "another's",
-            f"one by {issuer.subject_cn}",
-        )
-    findings.conclude("C6")
+        # certificates that are known whole, under a root that is pinned, were verified when they were pinned
+        known = vouched and roots is not None and roots.knows(signed)
+        good = known or signatures.signed(signed, issuer)
+        wanted = f"one by {issuer.subject_cn}"
+        findings.holds("C6", good, f"signature of {signed.subject_cn}", "another's", wanted)
 
 
 def _check_usage(chain: Chain, findings: Findings) -> None:
@@ -272,19 +348,17 @@ def _check_usage(chain: Chain, findings: Findings) -> None:
         findings.holds("C7", not signs, "KeyUsage of the leaf", sorted(usage or ()), "no keyCertSign (5)")
     except LayoutError as error:
         findings.fail("C7", "extension", error, "BasicConstraints and KeyUsage in form")
-    findings.conclude("C7")
 
 
-def _check_validity(chain: Chain, at: datetime, options: Options, findings: Findings) -> None:
+def _check_validity(chain: Chain, at: datetime, policy: Policy, findings: Findings) -> None:
     for name, each in chain.named():
         span = f"{each.not_before:%Y-%m-%d %H:%M:%S}..{each.not_after:%Y-%m-%d %H:%M:%S}"
         if each.not_before <= at <= each.not_after:
             continue
-        if each is chain.leaf and options.allow_expired_leaf and at > each.not_after:
+        if each is chain.leaf and policy.allow_expired_leaf and at > each.not_after:
             findings.warn("C8", f"{name} has expired: {span}", field=name, got=at)
         else:
             findings.fail("C8", f"validity of {name}", f"{at:%Y-%m-%d %H:%M:%S}", span)
-    findings.conclude("C8")
 
 
 def _check_extensions(chain: Chain, findings: Findings) -> LeafProfile | None:
@@ -308,38 +382,62 @@ def _check_extensions(chain: Chain, findings: Findings) -> LeafProfile | None:
         )
     for oid in profile.unknown:
         findings.warn("C9", f"extension {oid} is not known here", field=oid)
-    findings.conclude("C9")
+    if findings.lax:
+        _check_as_go_does(profile, findings)
     return profile
 
 
+def _check_as_go_does(profile: LeafProfile, findings: Findings) -> None:
+    """What go-sev-guest cannot read: Turin's extensions, and levels above 127 but of microcode."""
+    if profile.product.is_fam_1a:
+        findings.fail("C9", "fmcSPL and HWID", "Turin's", "a profile that go-sev-guest knows")
+    high = [name for name, level in profile.tcb.items() if level > _LAX_LEVEL and name != "microcode"]
+    findings.holds("C9", not high, "levels of the leaf", ", ".join(high), f"at most {_LAX_LEVEL}")
+
+
 def check_revocation(
-    chain: Chain | None, crls: Sequence[Crl], findings: Findings, *, at: datetime, options: Options
-) -> None:
-    """C10. With a CRL of this root: signed by it, current at `at`, and not naming the intermediate.
+    chain: Chain | None,
+    crls: Sequence[Crl],
+    findings: Findings,
+    *,
+    policy: Policy,
+    signatures: Signatures,
+) -> tuple[Crl, ...]:
+    """C10. With a CRL of this root: signed by it, and not naming root or intermediate.
 
     Leaves all have serial number 0 and are never revoked one by one. CRLs of other issuers are passed over.
+    `require_crl` and `maximum_crl_age_s` refuse a chain without any.
+
+    Returns:
+        The CRLs of this root, whose time `check_times` looks at.
     """
-    mine = [] if chain is None else [each for each in crls if each.issuer == chain.root.subject]
+    mine = () if chain is None else tuple(each for each in crls if each.issuer == chain.root.subject)
     if chain is None or not mine:
-        if options.require_crl:
+        if policy.require_crl or policy.maximum_crl_age_s is not None:
             findings.fail("C10", "CRL", f"{len(crls)} of other issuers", "one by the chain's root")
-        else:
-            findings.skip("C10", "no CRL of this root was given")
-        return
+        return ()
     for crl in mine:
-        _check_crl(crl, chain, at, findings)
+        _check_crl(crl, chain, signatures, findings)
     findings.conclude("C10")
+    return mine
 
 
-def _check_crl(crl: Crl, chain: Chain, at: datetime, findings: Findings) -> None:
+def _check_crl(crl: Crl, chain: Chain, signatures: Signatures, findings: Findings) -> None:
     _check_algorithm("C10", "the CRL", crl.inner_algorithm, crl.algorithm, findings)
-    signed = rsa_signed(crl, chain.root)
+    signed = signatures.signed(crl, chain.root)
     findings.holds("C10", signed, "signature of the CRL", "another's", f"one by {chain.root.subject_cn}")
-    current = crl.next_update is not None and crl.this_update <= at <= crl.next_update
-    span = f"{crl.this_update:%Y-%m-%d}..{crl.next_update or 'never'}"
-    findings.holds("C10", current, "time of the CRL", f"{at:%Y-%m-%d %H:%M:%S}", span)
     strange = [each.oid for each in crl.extensions if each.critical and each.oid not in _CRL_UNDERSTOOD]
     findings.holds("C10", not strange, "critical extensions of the CRL", ", ".join(strange), "known ones")
     for name, each in chain.named()[:2]:
         listed = each.serial in crl.revoked
         findings.holds("C10", not listed, f"serial number of {name}", f"{each.serial:#x}, revoked", "another")
+
+
+def _check_crl_time(crl: Crl, at: datetime, policy: Policy, findings: Findings) -> None:
+    if crl.next_update is None or not crl.this_update <= at <= crl.next_update:
+        span = f"{crl.this_update:%Y-%m-%d}..{crl.next_update or 'never'}"
+        findings.fail("C10", "time of the CRL", f"{at:%Y-%m-%d %H:%M:%S}", span)
+    oldest = policy.maximum_crl_age_s
+    if oldest is not None and (at - crl.this_update).total_seconds() > oldest:
+        got = f"{(at - crl.this_update).total_seconds():.0f} s"
+        findings.fail("C10", "age of the CRL", got, f"at most {oldest} s")

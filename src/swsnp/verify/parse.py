@@ -31,12 +31,17 @@ __all__ = [
     "report_from_response",
 ]
 
+
 _VERSIONS: Final = range(2, 6)
 _HCL_MAGIC: Final = b"HCLA"
 _HCL_HEADER: Final = 0x20
 _ALWAYS_RESERVED: Final = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0))
 _BEFORE_3: Final = ((0x188, 0x18B),)
 _BEFORE_5: Final = ((0x1F8, 0x208),)
+_SIGNING_KEYS: Final = (SigningKey.VCEK, SigningKey.VLEK)
+_FMS: Final = "CPUID_FAM_ID, CPUID_MOD_ID"
+_LAX_MODELS: Final = ((0x19, 0x01), (0x19, 0x11), (0x1A, 0x02))
+"""Family and model of the only processors that go-sev-guest knows."""
 
 
 def report_from_response(payload: bytes) -> bytes:
@@ -82,7 +87,7 @@ def parse_report(data: bytes, findings: Findings) -> AttestationReport | None:
     if len(data) != REPORT_SIZE:
         findings.fail("P1", "report", f"{len(data)} bytes", f"{REPORT_SIZE} bytes")
         return None
-    findings.ok("P1")
+    findings.conclude("P1")
     return AttestationReport.parse(data)
 
 
@@ -96,46 +101,46 @@ def check_form(data: bytes, report: AttestationReport, findings: Findings) -> No
     P5. SIGNATURE_ALGO is ECDSA P-384 with SHA-384.
     P6. SIGNING_KEY is VCEK or VLEK; 7 is an unsigned report.
     """
-    findings.holds("P2", report.version in _VERSIONS, "VERSION", report.version, "2 to 5", offset=0)
-    findings.conclude("P2")
+    if report.version not in _VERSIONS:
+        findings.fail("P2", "VERSION", report.version, "2 to 5", offset=0)
     _check_reserved(data, report, findings)
     policy = report.policy
-    findings.holds("P4", policy.reserved_one == 1, "POLICY bit 17", 0, 1, offset=8)
-    findings.holds("P4", not policy.unnamed(), "POLICY bits 63:26", f"{policy.unnamed():#x}", 0, offset=8)
-    findings.conclude("P4")
-    wanted = int(SignatureAlgo.ECDSA_P384_SHA384)
-    findings.holds(
-        "P5", report.signature_algo == wanted, "SIGNATURE_ALGO", report.signature_algo, wanted, offset=0x34
-    )
-    findings.conclude("P5")
-    key = report.signer_info.signing_key
-    signed = key in (SigningKey.VCEK, SigningKey.VLEK)
-    findings.holds("P6", signed, "SIGNING_KEY", key, "0 (VCEK) or 1 (VLEK)", offset=0x48)
-    findings.conclude("P6")
+    if not policy.reserved_one:
+        findings.fail("P4", "POLICY bit 17", 0, 1, offset=0x08)
+    if policy.unnamed():
+        findings.fail("P4", "POLICY bits 63:26", f"{policy.unnamed():#x}", 0, offset=0x08)
+    if report.signature_algo != SignatureAlgo.ECDSA_P384_SHA384:
+        findings.fail("P5", "SIGNATURE_ALGO", report.signature_algo, 1, offset=0x34)
+    if report.signer_info.signing_key not in _SIGNING_KEYS:
+        got = report.signer_info.signing_key
+        findings.fail("P6", "SIGNING_KEY", got, "0 (VCEK) or 1 (VLEK)", offset=0x48)
+    findings.conclude("P2", "P3", "P4", "P5", "P6")
+
+
+def _zeros(*ranges: tuple[int, int]) -> tuple[tuple[int, int, bytes], ...]:
+    return tuple((start, end, bytes(end - start)) for start, end in ranges)
+
+
+_RESERVED_IN_2: Final = _zeros(*_ALWAYS_RESERVED, *_BEFORE_3, *_BEFORE_5)
+_RESERVED_IN_3: Final = _zeros(*_ALWAYS_RESERVED, *_BEFORE_5)
+_RESERVED_IN_5: Final = _zeros(*_ALWAYS_RESERVED)
 
 
 def _check_reserved(data: bytes, report: AttestationReport, findings: Findings) -> None:
     unknown = report.platform_info.unnamed()
     if unknown:
-        findings.warn(
-            "P3",
-            f"PLATFORM_INFO has bits that are not known here: {unknown:#x}",
-            field="PLATFORM_INFO",
-            got=f"{unknown:#x}",
-        )
-    before_3 = _BEFORE_3 if report.version < 3 else ()
-    before_5 = _BEFORE_5 if report.version < 5 else ()
+        text = f"PLATFORM_INFO has bits that are not known here: {unknown:#x}"
+        findings.warn("P3", text, field="PLATFORM_INFO", got=f"{unknown:#x}")
     broken = report.signer_info.unnamed()
-    findings.holds("P3", not broken, "dword 48h, bits 31:5", f"{broken:#x}", 0, offset=0x48)
-    for start, end in (*_ALWAYS_RESERVED, *before_3, *before_5):
-        part = data[start:end]
-        if any(part):
-            at = start + next(n for n, byte in enumerate(part) if byte)
-            findings.fail(
-                "P3", f"bytes {start:#x}..{end - 1:#x}", f"{data[at]:#04x} at {at:#x}", 0, offset=at
-            )
-    if not findings.failed("P3"):
-        findings.ok("P3")
+    if broken:
+        findings.fail("P3", "dword 48h, bits 31:5", f"{broken:#x}", 0, offset=0x48)
+    later = _RESERVED_IN_5 if report.version >= 5 else _RESERVED_IN_3
+    for start, end, zeros in _RESERVED_IN_2 if report.version < 3 else later:
+        if data[start:end] != zeros:
+            at = next(at for at in range(start, end) if data[at])
+            got = f"{data[at]:#04x} at {at:#x}"
+            lax = (start, end) in _BEFORE_5 and report.version >= 3
+            findings.fail("P3", f"bytes {start:#x}..{end - 1:#x}", got, 0, offset=at, lax=lax)
 
 
 def check_product(
@@ -149,21 +154,38 @@ def check_product(
         Turin's. productName is not asked: it does not tell the truth about steppings and models.
     """
     if report.version < 3:
-        findings.skip("P9", "version 2 has no family and model")
-        return _product_of_version_2(report, product, leaf, findings)
-    findings.skip("P10", "from version 3 on, family and model say it")
+        found = _product_of_version_2(report, product, leaf, findings)
+        findings.conclude("P10")
+    else:
+        found = _product_by_cpu(report, product, leaf, findings)
+        findings.conclude("P9")
+    return found
+
+
+def _product_by_cpu(
+    report: AttestationReport, product: Product | None, leaf: Certificate | None, findings: Findings
+) -> Product | None:
     family, model = report.cpuid_fam_id, report.cpuid_mod_id
     told = product_of_cpu(family, model)
-    fms = f"family {family:#x}, model {model:#x}"
-    if told is None and product is None:
-        findings.fail("P9", "CPUID_FAM_ID, CPUID_MOD_ID", fms, "a known product line", offset=0x188)
-    elif told is not None and product not in (None, told):
-        findings.fail("P9", "CPUID_FAM_ID, CPUID_MOD_ID", fms, f"{product and product.value}", offset=0x188)
-    elif told is None:
-        findings.warn("P9", f"{fms} names no product line; taken as {product and product.value}", got=fms)
+    if told is not None and product in (None, told):
+        if findings.lax and (family, model) not in _LAX_MODELS:
+            findings.fail("P9", _FMS, _named(family, model), "a model that go-sev-guest knows", offset=0x188)
+        return told
+    fms = _named(family, model)
+    if told is not None:
+        findings.fail("P9", _FMS, fms, f"{product and product.value}", offset=0x188)
+        return told
+    if findings.lax and not family | model | report.cpuid_step:
+        product = product or (None if leaf is None else issuing_product(leaf))
+    if product is None:
+        findings.fail("P9", _FMS, fms, "a known product line", offset=0x188)
     else:
-        findings.ok("P9")
-    return told or product
+        findings.warn("P9", f"{fms} names no product line; taken as {product.value}", field=_FMS, got=fms)
+    return product
+
+
+def _named(family: int, model: int) -> str:
+    return f"family {family:#x}, model {model:#x}"
 
 
 def _product_of_version_2(
@@ -174,6 +196,4 @@ def _product_of_version_2(
         found = Product.TURIN
     if found is None:
         findings.fail("P10", "product", "none named", "one from the caller, the issuer or CHIP_ID")
-        return None
-    findings.ok("P10")
     return found

@@ -1,29 +1,41 @@
-"""Checks R2 to R11 and Y1 to Y4: the report against its leaf, against itself, and against what was expected.
+"""Checks R2 to R11: the report against its leaf and against itself.
 
 Source: AMD 56860, ATTESTATION_REPORT; AMD 57230 for the leaf's extensions.
 """
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Final
 
-from swsnp.abi.snp_report import SigningKey
+from swsnp.abi.snp_report import Product, SigningKey, TcbVersion
 
 if TYPE_CHECKING:
-    from swsnp.abi.snp_report import AttestationReport, Product, TcbVersion
+    from swsnp.abi.snp_report import AttestationReport
     from swsnp.certs.kds_extensions import LeafProfile
-    from swsnp.verify.options import Options
+    from swsnp.verify.policy import Policy
     from swsnp.verify.result import Findings
 
-__all__ = ["check_expected", "check_leaf_relations", "check_policy_relations", "check_tcb_relations"]
+__all__ = ["at_most", "check_leaf_relations", "check_policy_relations", "check_tcb_relations", "shown"]
 
 _HOST_VMPL: Final = 0xFFFFFFFF
-_VMPLS: Final = range(4)
+_HIGHEST_VMPL: Final = 3
 _NO_MIGRATION_AGENT: Final = b"\xff" * 32
+_NO_CHIP: Final = bytes(64)
+_NO_DIGEST: Final = bytes(48)
+
+
+def _reserved(product: Product) -> int:
+    used = TcbVersion.byte_order(product).values()
+    return sum(0xFF << 8 * at for at in range(8) if at not in used)
+
+
+_RESERVED: Final = {product: _reserved(product) for product in Product}
+"""The bits of a TCB_VERSION that the product's layout keeps zero."""
 
 
 def check_leaf_relations(
-    report: AttestationReport, leaf: LeafProfile | None, options: Options, findings: Findings
+    report: AttestationReport, leaf: LeafProfile | None, policy: Policy, findings: Findings
 ) -> None:
     """The report and the certificate speak of one machine.
 
@@ -37,66 +49,89 @@ def check_leaf_relations(
         findings.skip("R2", "the leaf's extensions could not be read")
         findings.skip("R3", "the leaf's extensions could not be read")
         return
-    reported, wanted = report.reported_tcb, leaf.tcb_version()
-    findings.holds("R2", reported == wanted, "REPORTED_TCB", _shown(reported), _shown(wanted), offset=0x180)
-    findings.conclude("R2")
-    masked = not any(report.chip_id)
-    if masked and options.require_chip_id:
-        findings.fail("R3", "CHIP_ID", "zero (masked)", "a chip id", offset=0x1A0)
-    elif masked:
-        findings.warn("R3", "CHIP_ID is masked: the report does not say which chip it is", field="CHIP_ID")
-    if leaf.hwid is not None and not masked:
-        wanted_id = leaf.hwid.ljust(64, b"\x00")
-        same = report.chip_id == wanted_id
-        findings.holds("R3", same, "CHIP_ID", report.chip_id.hex(), wanted_id.hex(), offset=0x1A0)
-    if leaf.csp_id is not None:
-        if not options.csp_ids:
-            findings.warn("R3", f"any provider is accepted: {leaf.csp_id!r}", field="CSP id", got=leaf.csp_id)
+    wanted = leaf.tcb_version()
+    if report.reported_tcb != wanted:
+        findings.fail("R2", "REPORTED_TCB", shown(report.reported_tcb), shown(wanted), offset=0x180)
+    chip_id = report.chip_id
+    if chip_id == _NO_CHIP:
+        if policy.require_chip_id:
+            findings.fail("R3", "CHIP_ID", "zero (masked)", "a chip id", offset=0x1A0)
         else:
-            known = leaf.csp_id in options.csp_ids
-            findings.holds("R3", known, "CSP id", repr(leaf.csp_id), ", ".join(sorted(options.csp_ids)))
-    findings.conclude("R3")
+            findings.warn("R3", "CHIP_ID is masked: the report does not say which chip", field="CHIP_ID")
+    elif leaf.chip_id is not None and chip_id != leaf.chip_id:
+        findings.fail("R3", "CHIP_ID", chip_id.hex(), leaf.chip_id.hex(), offset=0x1A0)
+    if leaf.csp_id is not None and not policy.csp_ids:
+        findings.warn("R3", f"any provider is accepted: {leaf.csp_id!r}", field="CSP id", got=leaf.csp_id)
+    elif leaf.csp_id is not None and leaf.csp_id not in policy.csp_ids:
+        findings.fail("R3", "CSP id", repr(leaf.csp_id), ", ".join(sorted(policy.csp_ids)))
+    findings.conclude("R2", "R3")
 
 
 def check_tcb_relations(
-    report: AttestationReport, product: Product | None, options: Options, findings: Findings
+    report: AttestationReport, product: Product | None, policy: Policy, findings: Findings
 ) -> None:
     """The report's four TCB versions and two firmware versions.
 
     R4. REPORTED <= COMMITTED <= CURRENT, per component; COMMITTED == CURRENT only with
         `require_committed_current`.
     R5. LAUNCH <= CURRENT, unless a migration agent brought the guest from another machine.
-    R6. COMMITTED version <= CURRENT version, as major, minor, build.
+    R6. COMMITTED version <= CURRENT version, as major, minor, build; equal with `require_committed_current`.
     """
+    settled = policy.require_committed_current or findings.lax
     if product is None:
         findings.skip("R4", "the product line is not known")
         findings.skip("R5", "the product line is not known")
     else:
-        _check_order("R4", "REPORTED_TCB", "COMMITTED_TCB", report, product, findings)
-        _check_order("R4", "COMMITTED_TCB", "CURRENT_TCB", report, product, findings)
-        if options.require_committed_current:
-            committed, current = report.committed_tcb, report.current_tcb
-            findings.holds("R4", committed == current, "COMMITTED_TCB", _shown(committed), _shown(current))
-        findings.conclude("R4")
-        if report.report_id_ma == _NO_MIGRATION_AGENT:
-            _check_order("R5", "LAUNCH_TCB", "CURRENT_TCB", report, product, findings)
-        else:
-            findings.warn("R5", "a migration agent: LAUNCH_TCB may be another machine's", field="LAUNCH_TCB")
-        findings.conclude("R5")
+        _check_current(report, product, settled, findings)
+        _check_launch(report, product, findings)
+        findings.conclude("R4", "R5")
     committed_at = (report.committed_major, report.committed_minor, report.committed_build)
     current_at = (report.current_major, report.current_minor, report.current_build)
-    findings.holds(
-        "R6",
-        committed_at <= current_at,
-        "COMMITTED version",
-        ".".join(map(str, committed_at)),
-        f"at most {'.'.join(map(str, current_at))}",
-        offset=0x1EC,
-    )
+    if committed_at > current_at or (settled and committed_at != current_at):
+        wanted = f"{'' if settled else 'at most '}{'.'.join(map(str, current_at))}"
+        findings.fail("R6", "COMMITTED version", ".".join(map(str, committed_at)), wanted, offset=0x1EC)
     findings.conclude("R6")
 
 
-def check_policy_relations(report: AttestationReport, options: Options, findings: Findings) -> None:
+def _check_current(report: AttestationReport, product: Product, settled: bool, findings: Findings) -> None:
+    reported, committed, current = report.reported_tcb, report.committed_tcb, report.current_tcb
+    if not at_most(reported, committed):
+        wanted = f"at most COMMITTED_TCB {shown(committed)}"
+        findings.fail("R4", "REPORTED_TCB", shown(reported), wanted, offset=0x180, lax=True)
+    if not at_most(reported, current):  # follows from the others, unless one of them is only told
+        wanted = f"at most CURRENT_TCB {shown(current)}"
+        findings.fail("R4", "REPORTED_TCB", shown(reported), wanted, offset=0x180)
+    if not at_most(committed, current) or (settled and committed != current):
+        wanted = f"{'' if settled else 'at most '}CURRENT_TCB {shown(current)}"
+        findings.fail("R4", "COMMITTED_TCB", shown(committed), wanted, offset=0x1E0)
+    reserved = _RESERVED[product]
+    if (reported | committed | current) & reserved:
+        for name, tcb, offset in (
+            ("REPORTED_TCB", reported, 0x180),
+            ("COMMITTED_TCB", committed, 0x1E0),
+            ("CURRENT_TCB", current, 0x38),
+        ):
+            _check_reserved("R4", name, tcb, reserved, offset, findings)
+
+
+def _check_launch(report: AttestationReport, product: Product, findings: Findings) -> None:
+    launch, current, reserved = report.launch_tcb, report.current_tcb, _RESERVED[product]
+    if report.report_id_ma != _NO_MIGRATION_AGENT:
+        findings.warn("R5", "a migration agent: LAUNCH_TCB may be another machine's", field="LAUNCH_TCB")
+        return
+    if not at_most(launch, current):
+        wanted = f"at most CURRENT_TCB {shown(current)}"
+        findings.fail("R5", "LAUNCH_TCB", shown(launch), wanted, offset=0x1F0, lax=True)
+    _check_reserved("R5", "LAUNCH_TCB", launch, reserved, 0x1F0, findings)
+
+
+def _check_reserved(check: str, name: str, tcb: int, reserved: int, offset: int, findings: Findings) -> None:
+    if tcb & reserved:
+        got = f"{tcb & reserved:#018x}"
+        findings.fail(check, f"{name}, reserved bytes", got, 0, offset=offset, lax=True)
+
+
+def check_policy_relations(report: AttestationReport, policy: Policy, findings: Findings) -> None:
     """Flags that exclude or demand each other.
 
     R7. MASK_CHIP_KEY with a VCEK's signature cannot be.
@@ -105,86 +140,36 @@ def check_policy_relations(report: AttestationReport, options: Options, findings
     R10. SMT_EN needs POLICY.SMT; POLICY.RAPL_DIS and POLICY.CIPHERTEXT_HIDING_DRAM need the platform's.
     R11. REPORT_ID_MA is all ones unless POLICY.MIGRATE_MA is set.
     """
-    signer, policy, platform = report.signer_info, report.policy, report.platform_info
-    masked = signer.mask_chip_key and signer.signing_key == SigningKey.VCEK
-    findings.holds("R7", not masked, "MASK_CHIP_KEY", 1, "0 in a report signed by a VCEK", offset=0x48)
-    findings.conclude("R7")
-    if report.vmpl == _HOST_VMPL and options.accept_host_report:
+    signer, allowed, platform = report.signer_info, report.policy, report.platform_info
+    if signer.mask_chip_key and signer.signing_key == SigningKey.VCEK:
+        findings.fail("R7", "MASK_CHIP_KEY", 1, "0 in a report signed by a VCEK", offset=0x48, lax=True)
+    if report.vmpl == _HOST_VMPL and policy.accept_host_report:
         findings.warn("R8", "the host asked for this report, not the guest", field="VMPL")
-    else:
-        findings.holds("R8", report.vmpl in _VMPLS, "VMPL", f"{report.vmpl:#x}", "0 to 3", offset=0x30)
-    findings.conclude("R8")
-    has_digest = any(report.author_key_digest)
-    findings.holds(
-        "R9",
-        bool(signer.author_key_en) == has_digest,
-        "AUTHOR_KEY_EN",
-        f"{signer.author_key_en} with {'a' if has_digest else 'no'} digest",
-        "1 with a digest or 0 without",
-        offset=0x48,
-    )
-    findings.conclude("R9")
-    findings.holds("R10", policy.smt or not platform.smt_en, "SMT_EN", 1, "0 as POLICY.SMT", offset=0x40)
-    for name, demanded, done in (
-        ("RAPL_DIS", policy.rapl_dis, platform.rapl_dis),
-        ("CIPHERTEXT_HIDING_DRAM", policy.ciphertext_hiding_dram, platform.ciphertext_hiding_dram_en),
-    ):
-        findings.holds("R10", done or not demanded, f"PLATFORM_INFO.{name}", 0, "1 as in POLICY", offset=0x40)
-    findings.conclude("R10")
-    alone = report.report_id_ma == _NO_MIGRATION_AGENT
-    findings.holds(
-        "R11",
-        bool(policy.migrate_ma) or alone,
-        "REPORT_ID_MA",
-        report.report_id_ma.hex(),
-        "ff x 32",
-        offset=0x160,
-    )
-    findings.conclude("R11")
+    elif report.vmpl > _HIGHEST_VMPL:
+        findings.fail("R8", "VMPL", f"{report.vmpl:#x}", "0 to 3", offset=0x30, lax=True)
+    has_digest = report.author_key_digest != _NO_DIGEST
+    if bool(signer.author_key_en) != has_digest:
+        got = f"{signer.author_key_en} with {'a' if has_digest else 'no'} digest"
+        findings.fail("R9", "AUTHOR_KEY_EN", got, "1 with a digest or 0 without", offset=0x48, lax=True)
+    if platform.smt_en and not allowed.smt:
+        findings.fail("R10", "PLATFORM_INFO.SMT_EN", 1, "0 as POLICY.SMT", offset=0x40, lax=True)
+    if allowed.rapl_dis and not platform.rapl_dis:
+        findings.fail("R10", "PLATFORM_INFO.RAPL_DIS", 0, "1 as in POLICY", offset=0x40, lax=True)
+    if allowed.ciphertext_hiding_dram and not platform.ciphertext_hiding_dram_en:
+        findings.fail(
+            "R10", "PLATFORM_INFO.CIPHERTEXT_HIDING_DRAM", 0, "1 as in POLICY", offset=0x40, lax=True
+        )
+    if report.report_id_ma != _NO_MIGRATION_AGENT and not allowed.migrate_ma:
+        got = report.report_id_ma.hex()
+        findings.fail("R11", "REPORT_ID_MA", got, "ff x 32", offset=0x160, lax=True)
+    findings.conclude("R7", "R8", "R9", "R10", "R11")
 
 
-def check_expected(report: AttestationReport, options: Options, findings: Findings) -> None:
-    """What the relying party accepts and expects.
-
-    Y1. POLICY.DEBUG is clear, unless `allow_debug`.
-    Y2. POLICY.MIGRATE_MA is clear, unless `allow_migrate_ma`.
-    Y3. REPORT_DATA equals `expected_report_data`.
-    Y4. MEASUREMENT equals `expected_measurement`.
-    """
-    _check_waivable("Y1", "POLICY.DEBUG", report.policy.debug, options.allow_debug, findings)
-    _check_waivable("Y2", "POLICY.MIGRATE_MA", report.policy.migrate_ma, options.allow_migrate_ma, findings)
-    for check, name, got, wanted, offset in (
-        ("Y3", "REPORT_DATA", report.report_data, options.expected_report_data, 0x50),
-        ("Y4", "MEASUREMENT", report.measurement, options.expected_measurement, 0x90),
-    ):
-        if wanted is None:
-            findings.skip(check, f"no {name} was expected: what it binds is the caller's to compare")
-        else:
-            findings.holds(check, got == wanted, name, got.hex(), wanted.hex(), offset=offset)
-            findings.conclude(check)
+def at_most(low: TcbVersion, high: TcbVersion) -> bool:
+    """Whether no component of `low` exceeds `high`'s; one byte each, so every layout compares alike."""
+    return low == high or all(map(operator.le, low.to_bytes(8, "little"), high.to_bytes(8, "little")))
 
 
-def _check_waivable(check: str, name: str, bit: int, waived: bool, findings: Findings) -> None:
-    if bit and waived:
-        findings.warn(check, f"{name} is set and was allowed", field=name)
-    else:
-        findings.holds(check, not bit, name, 1, 0, offset=8)
-    findings.conclude(check)
-
-
-def _check_order(
-    check: str, low: str, high: str, report: AttestationReport, product: Product, findings: Findings
-) -> None:
-    """`low` <= `high` in every component, and both zero outside of them."""
-    first: TcbVersion = getattr(report, low.lower())
-    second: TcbVersion = getattr(report, high.lower())
-    good = first.decode(product).at_most(second.decode(product))
-    findings.holds(check, good, low, _shown(first), f"at most {high} {_shown(second)}")
-    for name, each in ((low, first), (high, second)):
-        rest = each.reserved(product)
-        findings.holds(check, not any(rest), f"{name}, reserved bytes", rest.hex(), 0)
-
-
-def _shown(tcb: TcbVersion) -> str:
+def shown(tcb: TcbVersion) -> str:
     """The eight bytes in the order of memory."""
     return tcb.to_bytes(8, "little").hex()

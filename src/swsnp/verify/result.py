@@ -1,19 +1,25 @@
-"""What a verification found: one finding per check, and the verdict that follows from them."""
+"""What a verification found: one finding per check, and the two verdicts that follow from them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
+from swsnp.abi.snp_report import AttestationReport, SigningKey
 from swsnp.errors import VerificationError
 
 if TYPE_CHECKING:
-    from swsnp.abi.snp_report import AttestationReport, Product
+    from collections.abc import Iterable
+
+    from swsnp.abi.snp_report import Product
     from swsnp.certs.x509_reader import Certificate
 
-__all__ = ["CHECKS", "Finding", "Findings", "MAY_SKIP", "Outcome", "Verification"]
+__all__ = ["CHECKS", "Finding", "Findings", "MAY_SKIP", "Outcome", "SCHEMA", "Verification"]
 
+SCHEMA: Final = "swsnp.verification/1"
+"""Name and version of the form that `Verification.as_dict` has."""
 _REPORT: Final = "AMD 56860, ATTESTATION_REPORT"
 _KDS: Final = "AMD 57230"
 _PKIX: Final = "RFC 5280"
@@ -54,11 +60,39 @@ CHECKS: Final[dict[str, tuple[str, str]]] = {
     "Y1": ("the guest cannot be debugged by the host", _REPORT),
     "Y2": ("no migration agent", _REPORT),
     "Y3": ("REPORT_DATA is the expected", _REPORT),
-    "Y4": ("MEASUREMENT is the expected", _REPORT),
+    "Y4": ("MEASUREMENT is an expected one", _REPORT),
+    "Y5": ("HOST_DATA is the expected", _REPORT),
+    "Y6": ("FAMILY_ID is the expected", _REPORT),
+    "Y7": ("IMAGE_ID is the expected", _REPORT),
+    "Y8": ("REPORT_ID is an expected one", _REPORT),
+    "Y9": ("REPORT_ID_MA is the expected", _REPORT),
+    "Y10": ("VMPL is the expected, or privileged enough", _REPORT),
+    "Y11": ("GUEST_SVN is at least the policy's", _REPORT),
+    "Y12": ("POLICY demands at least the policy's ABI version", _REPORT),
+    "Y13": ("POLICY allows the host nothing that the policy forbids", _REPORT),
+    "Y14": ("POLICY demands of the host what the policy requires", _REPORT),
+    "Y15": ("an ID block by a listed key", _REPORT),
+    "Y16": ("an author key that is listed", _REPORT),
+    "Y17": ("PLATFORM_INFO has what is required and nothing that is forbidden", _REPORT),
+    "Y18": ("REPORTED_TCB is at least the policy's", _REPORT),
+    "Y19": ("LAUNCH_TCB is at least the policy's", _REPORT),
+    "Y20": ("the current firmware is at least the policy's", _REPORT),
+    "Y21": ("LAUNCH_MIT_VECTOR has the policy's mitigations", _REPORT),
+    "Y22": ("CURRENT_MIT_VECTOR has the policy's mitigations", _REPORT),
+    "Y23": ("CHIP_ID is a listed one", _REPORT),
 }
 """Check to rule and source, in the order in which they are made."""
-MAY_SKIP: Final = frozenset(("P9", "P10", "C10", "Y3", "Y4"))
-"""Checks that do not apply to every report, or only when the caller gives something to check against."""
+MAY_SKIP: Final = frozenset(("P9", "P10", "C10", *(check for check in CHECKS if check.startswith("Y"))))
+"""Checks that do not apply to every report, or only when there is something to check against."""
+_REQUIRED: Final = CHECKS.keys() - MAY_SKIP
+_PRODUCT: Final = frozenset(("P9", "P10"))
+_NOT_MADE: Final = {
+    "P9": "version 2 has no family and model",
+    "P10": "from version 3 on, family and model say it",
+    "C10": "no CRL of this root was given",
+    **dict.fromkeys((check for check in CHECKS if check.startswith("Y")), "the policy demands nothing here"),
+}
+_WORD: Final = 8
 
 
 class Outcome(StrEnum):
@@ -86,19 +120,60 @@ class Finding:
     def __str__(self) -> str:
         return f"{self.check} {self.outcome}: {self.text}"
 
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return {
+            "check": self.check,
+            "outcome": self.outcome.value,
+            "text": self.text,
+            "field": self.field,
+            "offset": self.offset,
+            "got": self.got,
+            "wanted": self.wanted,
+            "source": self.source,
+        }
+
+
+_OK: Final = {
+    check: Finding(check=check, outcome=Outcome.OK, text=rule, source=source)
+    for check, (rule, source) in CHECKS.items()
+}
+_SKIPPED: Final = {
+    check: Finding(
+        check=check, outcome=Outcome.SKIP, text=_NOT_MADE.get(check, "was not made"), source=source
+    )
+    for check, (_, source) in CHECKS.items()
+}
+
 
 class Findings:
-    """Collects findings; every check writes through this."""
+    """Collects findings; every check writes through this.
 
-    def __init__(self) -> None:
-        self.listed: list[Finding] = []
+    A check that holds leaves no finding of its own: the function that made it says so with `conclude`, and
+    what nobody concluded was not made.
 
-    def ok(self, check: str, text: str = "") -> None:
-        """The rule holds."""
-        self._add(check, Outcome.OK, text)
+    Args:
+        lax: tell what go-sev-guest would let pass, instead of refusing it.
+    """
+
+    __slots__ = ("lax", "made", "noted")
+
+    def __init__(self, *, lax: bool = False) -> None:
+        self.lax = lax
+        self.noted: list[Finding] = []
+        self.made: set[str] = set()
+
+    def conclude(self, *checks: str) -> None:
+        """These checks were made; what they found stands in `noted`."""
+        self.made.update(checks)
+
+    def take(self, noted: Iterable[Finding], made: Iterable[str]) -> None:
+        """What another verification of the same evidence found, or a part of this one."""
+        self.noted.extend(noted)
+        self.made.update(made)
 
     def skip(self, check: str, why: str) -> None:
-        """The check was not made."""
+        """The check could not be made."""
         self._add(check, Outcome.SKIP, why)
 
     def warn(self, check: str, text: str, *, field: str = "", got: object = "") -> None:
@@ -106,11 +181,19 @@ class Findings:
         self._add(check, Outcome.WARN, text, field=field, got=str(got))
 
     def fail(
-        self, check: str, field: str, got: object, wanted: object, *, offset: int | None = None, why: str = ""
+        self,
+        check: str,
+        field: str,
+        got: object,
+        wanted: object,
+        *,
+        offset: int | None = None,
+        lax: bool = False,
     ) -> None:
-        """The rule is broken."""
-        text = f"{field}: got {got}, wanted {wanted}{f': {why}' if why else ''}"
-        self._add(check, Outcome.FAIL, text, field=field, got=str(got), wanted=str(wanted), offset=offset)
+        """The rule is broken; with `lax`, one that go-sev-guest does not have."""
+        text = f"{field}: got {got}, wanted {wanted}"
+        outcome = Outcome.WARN if lax and self.lax else Outcome.FAIL
+        self._add(check, outcome, text, field=field, got=str(got), wanted=str(wanted), offset=offset)
 
     def holds(
         self,
@@ -121,20 +204,10 @@ class Findings:
         wanted: object,
         *,
         offset: int | None = None,
-    ) -> bool:
-        """Write a failure unless `condition`; returns it."""
+    ) -> None:
+        """Write a failure unless `condition`."""
         if not condition:
             self.fail(check, field, got, wanted, offset=offset)
-        return condition
-
-    def conclude(self, check: str) -> None:
-        """Write OK for a check that has no finding yet; a check of several parts ends with this."""
-        if not any(each.check == check for each in self.listed):
-            self.ok(check)
-
-    def failed(self, check: str) -> bool:
-        """Whether the check has failed so far."""
-        return any(each.check == check and each.outcome is Outcome.FAIL for each in self.listed)
 
     def _add(
         self,
@@ -147,41 +220,78 @@ class Findings:
         wanted: str = "",
         offset: int | None = None,
     ) -> None:
-        rule, source = CHECKS[check]
-        self.listed.append(
+        self.noted.append(
             Finding(
                 check=check,
                 outcome=outcome,
-                text=text or rule,
+                text=text,
                 field=field,
                 offset=offset,
                 got=got,
                 wanted=wanted,
-                source=source,
+                source=CHECKS[check][1],
             )
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Verification:
-    """The result: `authenticated` is True only if every required check was made and none failed.
+    """The result. Authenticated and accepted are two facts.
+
+    authenticated: every required check of P, C and R was made and none failed: a genuine processor, by the
+        chosen roots, signed this report. It says nothing about which guest it is.
+    accepted: authenticated, every rule of the policy held, and both REPORT_DATA and MEASUREMENT were given
+        to compare with, and matched.
 
     `report` is None when the bytes are no report. Without `authenticated`, report, leaf and product are what
-    the evidence claims and nothing more.
+    the evidence claims and nothing more. `noted` has what is worth saying, `made` the checks that were made.
     """
 
     report: AttestationReport | None
-    findings: tuple[Finding, ...]
-    authenticated: bool = field(init=False)
+    noted: tuple[Finding, ...]
+    made: frozenset[str]
+    missing: tuple[str, ...]
+    """What keeps an authentic report from being accepted by absence: "report_data", "measurement"."""
+    not_checked: tuple[str, ...]
+    """Fields of the policy that demand nothing."""
     product: Product | None = None
     leaf: Certificate | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "authenticated", self.report is not None and _all_made(self.findings))
+    @cached_property
+    def authenticated(self) -> bool:
+        """Whether all of P, C and R holds."""
+        passed = self.made
+        for each in self.noted:
+            if each.outcome is Outcome.FAIL and not each.check.startswith("Y"):
+                return False
+            if each.outcome is Outcome.SKIP:
+                passed = passed - {each.check}
+        return self.report is not None and passed >= _REQUIRED and not passed.isdisjoint(_PRODUCT)
+
+    @property
+    def passed(self) -> bool:
+        """Authenticated, and no rule of the policy is broken; what is `missing` was not asked for."""
+        return self.authenticated and not self.failures
+
+    @property
+    def accepted(self) -> bool:
+        """Whether to rely on the report; see the class."""
+        return self.passed and not self.missing
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """One or more for every check, in the order of `CHECKS`."""
+        noted: dict[str, list[Finding]] = {}
+        for each in self.noted:
+            noted.setdefault(each.check, []).append(each)
+        quiet = {check: (_OK if check in self.made else _SKIPPED)[check] for check in CHECKS}
+        return tuple(each for check in CHECKS for each in noted.get(check, (quiet[check],)))
 
     @property
     def failures(self) -> tuple[Finding, ...]:
         """What refuses the evidence, in the order of the checks; the first is the reason to report."""
+        if not self.noted:
+            return ()
         return tuple(each for each in self.findings if each.outcome is Outcome.FAIL)
 
     @property
@@ -189,20 +299,52 @@ class Verification:
         """What the relying party should know although it is no reason to refuse."""
         return tuple(each for each in self.findings if each.outcome is Outcome.WARN)
 
-    def require(self) -> AttestationReport:
-        """The report, if it is authenticated.
+    def require(self, *, authentic_only: bool = False) -> AttestationReport:
+        """The report, if it is accepted; with `authentic_only`, if it `passed`.
 
         Raises:
             VerificationError: it is not; the text names the first failure, `findings` holds them all.
         """
-        if not self.authenticated or self.report is None:
-            first = self.failures[0] if self.failures else "a required check was not made"
-            raise VerificationError(f"attestation report refused: {first}", self.findings)
+        good = self.passed if authentic_only else self.accepted
+        if not good or self.report is None:
+            raise VerificationError(f"attestation report refused: {self._reason()}", self.findings)
         return self.report
 
+    def _reason(self) -> str:
+        if self.failures:
+            return str(self.failures[0])
+        if not self.authenticated:
+            return "a required check was not made"
+        return f"nothing to compare with was given: {', '.join(self.missing)}"
 
-def _all_made(findings: tuple[Finding, ...]) -> bool:
-    passed = {each.check for each in findings if each.outcome in (Outcome.OK, Outcome.WARN)}
-    if any(each.outcome is Outcome.FAIL for each in findings):
-        return False
-    return passed >= CHECKS.keys() - MAY_SKIP and bool(passed & {"P9", "P10"})
+    def as_dict(self) -> dict[str, Any]:
+        """The whole result for JSON; its form is named by "schema" and grows only by new keys."""
+        return {
+            "schema": SCHEMA,
+            "authenticated": self.authenticated,
+            "passed": self.passed,
+            "accepted": self.accepted,
+            "missing": list(self.missing),
+            "not_checked": list(self.not_checked),
+            "product": None if self.product is None else self.product.value,
+            "signing_key": None if self.report is None else _key_name(self.report),
+            "report": None if self.report is None else _plain(self.report),
+            "findings": [each.as_dict() for each in self.findings],
+        }
+
+
+def _key_name(report: AttestationReport) -> str:
+    number = report.signer_info.signing_key
+    return SigningKey(number).name if number in SigningKey else str(number)
+
+
+def _plain(report: AttestationReport) -> dict[str, int | str]:
+    """Every field: bytes and 64-bit words, which JSON's readers may round, in hexadecimal."""
+    shown: dict[str, int | str] = {}
+    for name, _, size in report.layout():
+        value = getattr(report, name)
+        if isinstance(value, bytes):
+            shown[name] = value.hex()
+        else:
+            shown[name] = f"{value:#018x}" if size == _WORD else int(value)
+    return shown

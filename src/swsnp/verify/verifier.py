@@ -1,49 +1,197 @@
-"""The whole verification of one report. Pure: no clock, no network, no state.
+"""The whole verification of one report. No clock, no network; a memory that changes no verdict.
 
 Every check is made, in the order P, C, R, Y of `result.CHECKS`; each module's text carries the numbers.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, Literal
 
-from swsnp.abi.ghcb import CertTableGuid
-from swsnp.certs.crl import read_crl
-from swsnp.certs.table import canonical_guid, parse
-from swsnp.certs.x509_reader import read_all
-from swsnp.errors import InputError, LayoutError, UsageError
-from swsnp.verify.chain import check_chain, check_present, check_revocation, select_chain, select_leaf
-from swsnp.verify.options import Options
+from swsnp.errors import UsageError
+from swsnp.verify.chain import Judged, Signatures, check_times, judge
+from swsnp.verify.evidence import Evidence, Leaf, Reader
 from swsnp.verify.parse import check_form, check_product, parse_report
-from swsnp.verify.relations import (
-    check_expected,
-    check_leaf_relations,
-    check_policy_relations,
-    check_tcb_relations,
-)
+from swsnp.verify.policy import Policy
+from swsnp.verify.policy_checks import check_given, compile_policy
+from swsnp.verify.relations import check_leaf_relations, check_policy_relations, check_tcb_relations
 from swsnp.verify.result import CHECKS, Findings, Verification
-from swsnp.verify.signature import check_report_signature, check_signature_form
+from swsnp.verify.signature import check_report_signature, check_signature_form, signed_by
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable
     from datetime import datetime
 
     from swsnp.abi.snp_report import AttestationReport, Product
-    from swsnp.certs.crl import Crl
-    from swsnp.certs.x509_reader import Certificate
+    from swsnp.crypto.ecdsa import Engine
     from swsnp.verify.roots import Roots
 
-__all__ = ["verify", "verify_strict"]
+__all__ = ["Verifier", "verify", "verify_strict"]
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-_TABLE_CERTIFICATES: Final = (
-    CertTableGuid.VCEK,
-    CertTableGuid.VLEK,
-    CertTableGuid.ASK,
-    CertTableGuid.ARK,
-)
-_ORDER: Final = {check: number for number, check in enumerate(CHECKS)}
+_CACHE_SIZE: Final = 1024
+_LIKES: Final = (None, "go-sev-guest")
+_ON_EVIDENCE: Final = frozenset(("P1", "C0"))
+_BOTH: Final = ("report_data", "measurement")
+_DEFAULT_POLICY: Final = Policy()
+
+
+class Verifier:
+    """Verifies reports under one choice of roots and policy; remembers certificates and chains it has seen.
+
+    What is remembered is found again by all of its bytes. Validity is judged at each call's time. A report of
+    a chip that was seen before costs one P-384 verification and little more. Safe for threads.
+
+    Args:
+        roots: who may stand at the top; None refuses every report.
+        policy: what the relying party demands.
+        engine: whose P-384 arithmetic verifies; see `crypto.ecdsa.VerifyingKey`.
+        product: the caller's knowledge; needed where a report does not name its product line.
+        like: "go-sev-guest" gives the verdicts of that library with its default options under the same roots:
+            rules that it does not have are told instead of refused, those that only it has are made. Made for
+            comparing the two; never for deciding. A root of the evidence is not accepted here either.
+        cache_size: pieces of evidence to remember, a few tens of kilobytes each.
+
+    Raises:
+        UsageError: an engine or `like` that does not exist.
+        HostError: the engine is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        roots: Roots | None,
+        policy: Policy = _DEFAULT_POLICY,
+        engine: Engine = "cryptography",
+        product: Product | None = None,
+        like: Literal["go-sev-guest"] | None = None,
+        cache_size: int = _CACHE_SIZE,
+    ) -> None:
+        if like not in _LIKES:
+            raise UsageError(f"like: got {like!r}, wanted 'go-sev-guest' or None")
+        self._roots, self._policy, self._product = roots, policy, product
+        self._lax = like is not None
+        self._reader = Reader(cache_size, engine)
+        self._signatures = Signatures(cache_size)
+        self._policy_checks = compile_policy(policy)
+        self._unset = policy.unset()
+        self._report_data = () if policy.report_data is None else (policy.report_data,)
+        self._measurements = (frozenset(policy.measurements),) if policy.measurements else ()
+
+    def verify(
+        self,
+        report: bytes,
+        *,
+        certificates: Iterable[bytes] = (),
+        table: bytes | None = None,
+        crls: Iterable[bytes] = (),
+        at: datetime,
+        report_data: bytes | None = None,
+        measurement: bytes | None = None,
+    ) -> Verification:
+        """Verify an attestation report.
+
+        Args:
+            report: 1,184 bytes; `parse.report_from_response` and `report_from_hcl` unwrap it.
+            certificates: candidates in any order, each DER or PEM, one or several: leaf, ASK or ASVK, ARK.
+            table: the certificate table of an extended request. It is the host's word, like `certificates`.
+            crls: revocation lists, DER or PEM. With none given, those of the table count.
+            at: the time to judge at, aware.
+            report_data: 64 bytes that REPORT_DATA has to be, beside what the policy says.
+            measurement: 48 bytes that MEASUREMENT has to be, beside what the policy says.
+
+        Returns:
+            All findings and the verdict. Malformed, incomplete or false evidence is a finding, no exception.
+
+        Raises:
+            UsageError: `at` without a time zone, data of another size, bytes where several are wanted.
+        """
+        if at.tzinfo is None:
+            raise UsageError(f"at: got {at} without a time zone, wanted an aware time")
+        wanted_data, wanted_measurements = self._wanted(report_data, measurement)
+        findings = Findings(lax=self._lax)
+        evidence = self._reader.read(
+            _several("certificates", certificates),
+            None if table is None else bytes(table),
+            _several("crls", crls),
+        )
+        findings.take(evidence.noted, ("C0",))
+        data = bytes(report)
+        parsed = parse_report(data, findings)
+        product = leaf = None
+        if parsed is None:
+            for name in CHECKS.keys() - _ON_EVIDENCE:
+                findings.skip(name, "the report could not be read")
+        else:
+            product, leaf = self._authenticate(data, parsed, evidence, at, findings)
+            check_given(parsed, wanted_data, wanted_measurements, findings)
+            for check in self._policy_checks:
+                check(parsed, product, findings)
+        return Verification(
+            report=parsed,
+            noted=tuple(findings.noted),
+            made=frozenset(findings.made),
+            missing=_missing(wanted_data, wanted_measurements),
+            not_checked=self._not_checked(report_data, measurement),
+            product=product,
+            leaf=None if leaf is None else leaf.certificate,
+        )
+
+    def _authenticate(
+        self, data: bytes, report: AttestationReport, evidence: Evidence, at: datetime, findings: Findings
+    ) -> tuple[Product | None, Leaf | None]:
+        """P2 to R11."""
+        policy = self._policy
+        check_form(data, report, findings)
+        check_signature_form(report, findings)
+        leaf, signed = _select_leaf(data, report, evidence)
+        certificate = None if leaf is None else leaf.certificate
+        product = check_product(report, self._product, certificate, findings)
+        judged = self._judged(evidence, leaf, report.signer_info.signing_key, product)
+        findings.take(judged.noted, judged.made)
+        check_times(judged, at, policy, findings)
+        check_report_signature(signed, certificate, findings)
+        check_leaf_relations(report, judged.profile, policy, findings)
+        check_tcb_relations(report, product, policy, findings)
+        check_policy_relations(report, policy, findings)
+        return product, leaf
+
+    def _judged(
+        self, evidence: Evidence, leaf: Leaf | None, signing_key: int, product: Product | None
+    ) -> Judged:
+        """The chain's judgement, from memory when this leaf was seen in this evidence."""
+        found = None if leaf is None else leaf.judged.get(product)
+        if found is None:
+            found = judge(
+                None if leaf is None else leaf.certificate,
+                evidence.certificates,
+                evidence.crls,
+                signing_key=signing_key,
+                product=product,
+                roots=self._roots,
+                policy=self._policy,
+                signatures=self._signatures,
+                lax=self._lax,
+            )
+            if leaf is not None:
+                leaf.judged[product] = found
+        return found
+
+    def _wanted(
+        self, report_data: bytes | None, measurement: bytes | None
+    ) -> tuple[tuple[bytes, ...], tuple[frozenset[bytes], ...]]:
+        """The policy's and the call's."""
+        data, measurements = self._report_data, self._measurements
+        if report_data is not None:
+            data = (*data, _sized("report_data", report_data, 64))
+        if measurement is not None:
+            measurements = (*measurements, frozenset((_sized("measurement", measurement, 48),)))
+        return data, measurements
+
+    def _not_checked(self, report_data: bytes | None, measurement: bytes | None) -> tuple[str, ...]:
+        given = (
+            *(("report_data",) if report_data is not None else ()),
+            *(("measurements",) if measurement is not None else ()),
+        )
+        return tuple(name for name in self._unset if name not in given)
 
 
 def verify(
@@ -51,168 +199,83 @@ def verify(
     *,
     certificates: Iterable[bytes] = (),
     table: bytes | None = None,
+    crls: Iterable[bytes] = (),
     roots: Roots | None,
     at: datetime,
+    policy: Policy = _DEFAULT_POLICY,
+    report_data: bytes | None = None,
+    measurement: bytes | None = None,
     product: Product | None = None,
-    crls: Iterable[bytes] = (),
-    expected_report_data: bytes | None = None,
-    expected_measurement: bytes | None = None,
-    csp_ids: Iterable[str] = (),
-    allow_debug: bool = False,
-    allow_migrate_ma: bool = False,
-    allow_expired_leaf: bool = False,
-    accept_host_report: bool = False,
-    require_chip_id: bool = False,
-    require_crl: bool = False,
-    require_committed_current: bool = False,
+    engine: Engine = "cryptography",
+    like: Literal["go-sev-guest"] | None = None,
 ) -> Verification:
-    """Verify an attestation report.
+    """Verify one report: `Verifier.verify` of a `Verifier` for one use; the arguments are theirs."""
+    verifier = Verifier(roots=roots, policy=policy, engine=engine, product=product, like=like, cache_size=16)
+    return verifier.verify(
+        report,
+        certificates=certificates,
+        table=table,
+        crls=crls,
+        at=at,
+        report_data=report_data,
+        measurement=measurement,
+    )
 
-    Args:
-        report: 1,184 bytes; `parse.report_from_response` and `report_from_hcl` take it out of an envelope.
-        certificates: candidates in any order, each DER or PEM, one or several: leaf, ASK or ASVK, ARK.
-        table: the certificate table of an extended request. It is the host's word, like `certificates`.
-        roots: who may stand at the top. None refuses every report.
-        at: the time to judge at, aware.
-        product: the caller's knowledge; needed where a report does not name its product line.
-        crls: revocation lists, DER or PEM. With none given, those of the table count.
-        expected_report_data: 64 bytes. Without it the caller has to compare the report's.
-        expected_measurement: 48 bytes; likewise.
-        csp_ids: providers whose VLEK is accepted; none given accepts any, with a warning.
-        allow_debug: accept a guest that the host may read.
-        allow_migrate_ma: accept a guest with a migration agent.
-        allow_expired_leaf: accept evidence that was stored longer than its leaf is valid.
-        accept_host_report: accept a report that the host asked for.
-        require_chip_id: refuse a masked CHIP_ID.
-        require_crl: refuse when no CRL of the root is given.
-        require_committed_current: refuse when COMMITTED_TCB is not CURRENT_TCB.
 
-    Returns:
-        All findings and the verdict. Malformed, incomplete or false evidence is a finding, no exception.
+def verify_strict(
+    report: bytes,
+    *,
+    certificates: Iterable[bytes] = (),
+    table: bytes | None = None,
+    crls: Iterable[bytes] = (),
+    roots: Roots | None,
+    at: datetime,
+    report_data: bytes,
+    measurement: bytes,
+    policy: Policy = _DEFAULT_POLICY,
+    product: Product | None = None,
+    engine: Engine = "cryptography",
+) -> AttestationReport:
+    """As `verify`, but returns the report itself.
 
     Raises:
-        UsageError: `at` without a time zone, expected data of another size, bytes where several are wanted.
+        VerificationError: the report is not accepted.
     """
-    options = Options(
-        allow_debug=allow_debug,
-        allow_migrate_ma=allow_migrate_ma,
-        allow_expired_leaf=allow_expired_leaf,
-        accept_host_report=accept_host_report,
-        require_chip_id=require_chip_id,
-        require_crl=require_crl,
-        require_committed_current=require_committed_current,
-        csp_ids=frozenset(_several("csp_ids", csp_ids)),
-        expected_report_data=_sized("expected_report_data", expected_report_data, 64),
-        expected_measurement=_sized("expected_measurement", expected_measurement, 48),
-    )
-    if at.tzinfo is None:
-        raise UsageError(f"at: got {at} without a time zone, wanted an aware time")
-    findings = Findings()
-    candidates, lists = _read_evidence(
-        _several("certificates", certificates), table, _several("crls", crls), findings
-    )
-    data = bytes(report)
-    parsed = parse_report(data, findings)
-    if parsed is None:
-        for check in list(CHECKS)[1:]:
-            if check != "C0":
-                findings.skip(check, "the report could not be read")
-        return _concluded(None, None, None, findings)
-    return _verify_parsed(data, parsed, product, candidates, lists, roots, at, options, findings)
+    return verify(
+        report,
+        certificates=certificates,
+        table=table,
+        crls=crls,
+        roots=roots,
+        at=at,
+        policy=policy,
+        report_data=report_data,
+        measurement=measurement,
+        product=product,
+        engine=engine,
+    ).require()
 
 
-def _strict(function: Callable[_P, Verification]) -> Callable[_P, AttestationReport]:
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> AttestationReport:
-        """As `verify`, but returns the report; raises VerificationError when it is not authenticated."""
-        return function(*args, **kwargs).require()
-
-    return call
-
-
-verify_strict = _strict(verify)
-"""As `verify`, but returns the report itself, and raises VerificationError unless it is authenticated."""
+def _select_leaf(data: bytes, report: AttestationReport, evidence: Evidence) -> tuple[Leaf | None, bool]:
+    """The leaf of the kind that SIGNING_KEY names; of several, the one whose key signed the report."""
+    leaves = evidence.leaves.get(report.signer_info.signing_key, ())
+    for leaf in leaves:
+        if signed_by(data, leaf.key):
+            return leaf, True
+    return (leaves[0] if leaves else None), False
 
 
-def _verify_parsed(
-    data: bytes,
-    report: AttestationReport,
-    product: Product | None,
-    candidates: Sequence[Certificate],
-    crls: Sequence[Crl],
-    roots: Roots | None,
-    at: datetime,
-    options: Options,
-    findings: Findings,
-) -> Verification:
-    check_form(data, report, findings)
-    check_signature_form(report, findings)
-    signing_key = report.signer_info.signing_key
-    leaf = select_leaf(candidates, signing_key, data)
-    product = check_product(report, product, leaf, findings)
-    chain = None if leaf is None else select_chain(leaf, candidates, roots)
-    check_present(candidates, signing_key, leaf, chain, findings)
-    profile = check_chain(chain, product, findings, roots=roots, at=at, options=options)
-    check_revocation(chain, crls, findings, at=at, options=options)
-    check_report_signature(data, leaf, findings)
-    check_leaf_relations(report, profile, options, findings)
-    check_tcb_relations(report, product, options, findings)
-    check_policy_relations(report, options, findings)
-    check_expected(report, options, findings)
-    return _concluded(report, product, leaf, findings)
+def _missing(data: tuple[bytes, ...], measurements: tuple[frozenset[bytes], ...]) -> tuple[str, ...]:
+    return tuple(name for name, given in zip(_BOTH, (data, measurements), strict=True) if not given)
 
 
-def _concluded(
-    report: AttestationReport | None,
-    product: Product | None,
-    leaf: Certificate | None,
-    findings: Findings,
-) -> Verification:
-    ordered = sorted(findings.listed, key=lambda each: _ORDER[each.check])
-    return Verification(report=report, product=product, leaf=leaf, findings=tuple(ordered))
-
-
-def _read_evidence(
-    certificates: Sequence[bytes], table: bytes | None, crls: Sequence[bytes], findings: Findings
-) -> tuple[list[Certificate], list[Crl]]:
-    """C0. Every certificate and the table can be read; what cannot be read is a failure, not passed over."""
-    candidates = [(f"certificate {number}", each) for number, each in enumerate(certificates)]
-    lists = list(crls)
-    try:
-        for entry in parse(table) if table is not None else ():
-            guid = canonical_guid(entry.guid)
-            if guid in _TABLE_CERTIFICATES:
-                candidates.append((f"table entry {guid}", entry.data))
-            elif guid == CertTableGuid.CRL and not crls:
-                lists.append(entry.data)
-    except LayoutError as error:
-        findings.fail("C0", "certificate table", error, "a table in form")
-    found: dict[bytes, Certificate] = {}
-    for where, each in candidates:
-        try:
-            found.update((one.der, one) for one in read_all(each))
-        except (InputError, LayoutError) as error:
-            findings.fail("C0", where, error, "a certificate in form")
-    findings.conclude("C0")
-    return list(found.values()), _read_crls(lists, findings)
-
-
-def _read_crls(crls: Sequence[bytes], findings: Findings) -> list[Crl]:
-    found = []
-    for number, each in enumerate(crls):
-        try:
-            found.append(read_crl(each))
-        except (InputError, LayoutError) as error:
-            findings.fail("C10", f"CRL {number}", error, "a CRL in form")
-    return found
-
-
-def _several(name: str, values: Iterable[_T]) -> tuple[_T, ...]:
+def _several(name: str, values: Iterable[bytes]) -> tuple[bytes, ...]:
     if isinstance(values, bytes | bytearray | memoryview | str):
         raise UsageError(f"{name}: got one {type(values).__name__}, wanted a sequence of them")
-    return tuple(values)
+    return tuple(map(bytes, values))
 
 
-def _sized(name: str, value: bytes | None, size: int) -> bytes | None:
-    if value is not None and len(value) != size:
+def _sized(name: str, value: bytes, size: int) -> bytes:
+    if len(value) != size:
         raise UsageError(f"{name}: got {len(value)} bytes, wanted {size}")
-    return value
+    return bytes(value)

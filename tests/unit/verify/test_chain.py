@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from Crypto.Hash import SHA384
 from Crypto.Signature import pss
+from tests.unit.verify.judging import check, failed, judge
 
 from swsnp.abi.ghcb import CertTableGuid
 from swsnp.abi.snp_report import Product
@@ -18,9 +19,8 @@ from swsnp.certs.table import TableEntry, pack, parse
 from swsnp.certs.x509_reader import read, to_pem
 from swsnp.crypto.ecdsa import SigningKey
 from swsnp.errors import InputError, LayoutError, UsageError
-from swsnp.verify.result import Outcome, Verification
+from swsnp.verify.result import Outcome
 from swsnp.verify.roots import AMD_ARK_SPKI_SHA256, Roots, spki_sha256
-from swsnp.verify.verifier import verify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,16 +32,6 @@ CSP = "CN=cc-us-east-2.amazonaws.com"
 ORG = "swsnp test CA, not AMD"
 YEAR = timedelta(days=366)
 BOOLEAN_TRUE = bytes.fromhex("0101ff")
-
-
-def check(bench: Bench, **options: Any) -> Verification:
-    wanted: dict[str, Any] = {"certificates": bench.certificates, "roots": bench.roots, "at": bench.at}
-    return verify(bench.report(), **{**wanted, **options})
-
-
-def failed(result: Verification) -> list[str]:
-    assert result.authenticated is not bool(result.failures)
-    return list(dict.fromkeys(each.check for each in result.failures))
 
 
 def sign(
@@ -145,10 +135,10 @@ def test_c1_the_kind_of_leaf_is_the_reports_to_say(milan: Bench) -> None:
     vlek = h.vlek(*milan.key.public_point, CSP, milan.tcb)
     assert failed(check(milan, certificates=[vlek, h.asvk, h.ark])) == ["C1", "R1"]
     options: dict[str, Any] = {"roots": milan.roots, "at": milan.at}
-    result = verify(milan.vlek_report(), certificates=milan.certificates, **options)
+    result = judge(milan.vlek_report(), certificates=milan.certificates, **options)
     assert failed(result) == ["C1", "R1"]
     both = [milan.vcek, vlek, h.asvk, h.ask, h.ark]
-    assert failed(verify(milan.vlek_report(), certificates=both, **options)) == []
+    assert failed(judge(milan.vlek_report(), certificates=both, **options)) == []
     assert failed(check(milan, certificates=both)) == []
 
 
@@ -161,11 +151,11 @@ def test_vlek_and_provider(milan: Bench) -> None:
         "at": milan.at,
     }
     report = milan.vlek_report(chip_id=bytes(64))
-    assert failed(verify(report, csp_ids=[CSP], **options)) == []
-    assert [each.check for each in verify(report, **options).warnings] == ["R3", "R3"]
-    other = verify(report, csp_ids=["CN=cc-eu-west-1.amazonaws.com"], **options)
+    assert failed(judge(report, csp_ids=[CSP], **options)) == []
+    assert [each.check for each in judge(report, **options).warnings] == ["R3", "R3"]
+    other = judge(report, csp_ids=["CN=cc-eu-west-1.amazonaws.com"], **options)
     assert failed(other) == ["R3"]
-    assert failed(verify(report, require_chip_id=True, **options)) == ["R3"]
+    assert failed(judge(report, require_chip_id=True, **options)) == ["R3"]
 
 
 def test_of_several_leaves_the_signer_is_taken(milan: Bench) -> None:
@@ -384,7 +374,7 @@ def test_c8_a_vlek_expires_after_a_year(milan: Bench) -> None:
     """C8. AMD 57230: VLEKs are valid for one year."""
     h = milan.hierarchy
     certificates = [h.vlek(*milan.key.public_point, CSP, milan.tcb), h.asvk, h.ark]
-    result = verify(milan.vlek_report(), certificates=certificates, roots=milan.roots, at=milan.at + YEAR)
+    result = judge(milan.vlek_report(), certificates=certificates, roots=milan.roots, at=milan.at + YEAR)
     assert failed(result) == ["C8"]
 
 
@@ -459,8 +449,8 @@ def test_c10_a_vleks_chain(milan: Bench) -> None:
         "roots": milan.roots,
         "at": milan.at,
     }
-    assert failed(verify(milan.vlek_report(), crls=[h.crl([0x10001])], **options)) == []
-    assert failed(verify(milan.vlek_report(), crls=[h.crl([0x10101])], **options)) == ["C10"]
+    assert failed(judge(milan.vlek_report(), crls=[h.crl([0x10001])], **options)) == []
+    assert failed(judge(milan.vlek_report(), crls=[h.crl([0x10101])], **options)) == ["C10"]
 
 
 def test_c10_crl_without_an_end(milan: Bench) -> None:

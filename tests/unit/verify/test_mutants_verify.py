@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from Crypto.Hash import SHA384
 from Crypto.Signature import pss
+from tests.unit.verify.judging import check
 
 from swsnp.amd_ca import assemble
 from swsnp.amd_ca.assemble import _extension, _integer, _sequence, _tagged, _time
 from swsnp.certs.x509_reader import read
 from swsnp.verify.result import Outcome, Verification
-from swsnp.verify.verifier import verify
 
 if TYPE_CHECKING:
     from tests.unit.verify.conftest import Bench
-
-
-def check(bench: Bench, **options: Any) -> Verification:
-    wanted: dict[str, Any] = {"certificates": bench.certificates, "roots": bench.roots, "at": bench.at}
-    return verify(bench.report(), **{**wanted, **options})
 
 
 def failed(result: Verification) -> list[tuple[str, str]]:
