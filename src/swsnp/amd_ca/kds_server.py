@@ -190,12 +190,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Misbehave."""
         if not self._controls("misbehave"):
-            self._reply(Reply(status=405, headers=(("Allow", "GET, HEAD"),)))
+            self._refuse()
             return
         try:
             self.server.double.misbehave(*self._misbehaviours())
         except (InputError, UsageError) as error:
-            self.close_connection = True
+            self.close_connection = True  # a body that was not read must not be taken for a request
             self._reply(Reply(status=400, body=f"{error}\n".encode()))
         else:
             self._json([asdict(each) for each in self.server.double.misbehaviours])
@@ -203,10 +203,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         """Behave."""
         if not self._controls("misbehave"):
-            self._reply(Reply(status=405, headers=(("Allow", "GET, HEAD"),)))
+            self._refuse()
             return
         self.server.double.misbehave()
         self._json([])
+
+    def _refuse(self) -> None:
+        self.close_connection = True  # its body was not read
+        self._reply(Reply(status=405, headers=(("Allow", "GET, HEAD"),)))
 
     def _controls(self, what: str) -> bool:
         return self.server.control and self.path == _CONTROL + what
@@ -239,6 +243,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(reply.body)))
         for name, value in reply.headers:
             self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self._send_body(reply)

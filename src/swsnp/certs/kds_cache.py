@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-__all__ = ["Cache", "DiskCache", "Kept", "MemoryCache", "default_folder"]
+__all__ = ["Cache", "DiskCache", "Kept", "MemoryCache", "default_folder", "fetched_of"]
 
 _logger = logging.getLogger(__name__)
 _NOTE_MAX: Final = 1 << 14
@@ -147,7 +147,7 @@ class DiskCache:
             return None
         except OSError as error:
             raise HostError(f"{path}: cannot be read: {error.strerror}; the cache is at fault") from None
-        fetched = _fetched(note, url, body)
+        fetched = fetched_of(note, url, body)
         if fetched is None:
             _logger.warning("%s: does not agree with its note; it is asked for again", path)
             return None
@@ -204,7 +204,7 @@ def _read(path: Path, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def _fetched(note: bytes, url: str, body: bytes) -> datetime | None:
+def fetched_of(note: bytes, url: str, body: bytes) -> datetime | None:
     """When the body came, if the note is about this URL and this body."""
     try:
         found = json.loads(note)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from swsnp.certs.kds_cache import Cache
     from swsnp.certs.kds_transport import HttpAnswer, Transport
 
-__all__ = ["ATTEMPT_S", "BUDGET_S", "CHAIN_AGE", "CRL_AGE", "KdsClient", "utc_now"]
+__all__ = ["ATTEMPT_S", "BUDGET_S", "CHAIN_AGE", "CRL_AGE", "KdsClient", "retry_after_of", "utc_now"]
 
 _logger = logging.getLogger(__name__)
 BUDGET_S: Final = 120.0
@@ -239,7 +239,8 @@ class KdsClient:
         raise self._error(url, answer)
 
     def _error(self, url: str, answer: HttpAnswer) -> KdsError:
-        status, wait = answer.status, self._retry_after(answer)
+        status = answer.status
+        wait = retry_after_of(answer.headers.get("retry-after", ""), self._now())
         if status == _NOT_FOUND:
             return KdsNotFound(url, "404: the key service does not know this chip, or not with this TCB")
         if status == _TOO_MANY:
@@ -249,14 +250,15 @@ class KdsClient:
             return KdsUnreachable(url, f"{status}: error at the key service", retry_after_s=wait)
         return KdsRefused(url, f"{status}: the key service does not answer this")
 
-    def _retry_after(self, answer: HttpAnswer) -> float | None:
-        """Seconds that Retry-After asks for, a number or a date (RFC 9110, 10.2.3); None for neither."""
-        text = answer.headers.get("retry-after", "").strip()
-        if _SECONDS.fullmatch(text):
-            return float(text)
-        try:
-            moment = parsedate_to_datetime(text)
-        except (ValueError, TypeError, IndexError, OverflowError):
-            return None
+
+def retry_after_of(text: str, now: datetime) -> float | None:
+    """Seconds that a Retry-After asks for: a number, or a date (RFC 9110, 10.2.3); None for neither."""
+    text = text.strip()
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
         aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-        return max((aware - self._now()).total_seconds(), 0.0)
+        return max((aware - now).total_seconds(), 0.0)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

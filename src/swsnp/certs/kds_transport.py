@@ -96,10 +96,12 @@ class HttpTransport:
                 body = self._body(url, response, deadline, timeout_s, limit)
             finally:
                 response.release_conn()
+        except (
+            exceptions.NewConnectionError
+        ) as error:  # refused, no route, no such name; not a matter of time
+            raise KdsUnreachable(url, f"no connection: {error}") from None
         except exceptions.TimeoutError:
             raise _timeout(url, timeout_s) from None
-        except exceptions.IncompleteRead as error:
-            raise KdsTruncated(url, f"the connection ended inside the answer: {error}") from None
         except exceptions.HTTPError as error:
             raise KdsUnreachable(url, f"no answer: {error}") from None
         headers = {name.lower(): value for name, value in response.headers.items()}
@@ -110,7 +112,7 @@ class HttpTransport:
     ) -> bytes:
         """All of it, in time: a service that sends byte by byte must not hold us for ever."""
         parts, size = [], 0
-        while part := response.read1(_CHUNK):
+        while part := _part(url, response):
             parts.append(part)
             size += len(part)
             if size > limit:
@@ -126,6 +128,15 @@ class HttpTransport:
         if proxy not in self._pools:
             self._pools[proxy] = _new_pool(proxy, self._ca_file)
         return self._pools[proxy]
+
+
+def _part(url: str, response: BaseHTTPResponse) -> bytes:
+    from urllib3 import exceptions
+
+    try:
+        return response.read1(_CHUNK)
+    except exceptions.ProtocolError as error:
+        raise KdsTruncated(url, f"the connection ended inside the answer: {error}") from None
 
 
 def _timeout(url: str, timeout_s: float) -> KdsTimeout:
