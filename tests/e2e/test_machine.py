@@ -16,11 +16,11 @@ from swsnp.abi.ghcb import MsrCode
 from swsnp.abi.sev_guest import SnpDerivedKeyReq
 from swsnp.abi.snp_command import Command, FirmwareStatus
 from swsnp.abi.snp_report import AttestationReport, SigningKey
+from swsnp.certs.ofd_lock import try_lock, unlock_and_close
 from swsnp.machine import GuestStopped, IoctlFailed
 from swsnp.trace import CertsRead, CertsWanted, FirmwareCommand, GuestReplied, TraceEvent
 from swsnp.verify import Roots, verify
 from swsnp.vmm.certs import BlobFile, exclusive_lock
-from swsnp.vmm.ofd_lock import try_lock, unlock_and_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 from tests.property.steps import CountedMachine, machine_test
 
+from swsnp.certs.ofd_lock import try_lock
 from swsnp.hardware import BusError
 from swsnp.trace import Trace
 from swsnp.vmm.certs import Blob, BlobFile, CertificateService, Failed, Retry, TooLarge
 from swsnp.vmm.dialect import COCO_V1, REQ_CERTS
-from swsnp.vmm.ofd_lock import try_lock
 
 if TYPE_CHECKING:
     from swsnp.vmm.certs import Acquired

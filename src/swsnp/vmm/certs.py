@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
+from swsnp.certs.ofd_lock import RETRY_S, exclusive_lock, same_file, try_lock, unlock_and_close
 from swsnp.hardware.memory import BusError
 from swsnp.trace import CertsRead
 from swsnp.vmm.host import PAGE
-from swsnp.vmm.ofd_lock import RETRY_S, exclusive_lock, same_file, try_lock, unlock_and_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,6 +13,7 @@ from swsnp.abi.snp_report import Product, TcbVersion
 from swsnp.amd_ca.manufacture import Hierarchy
 from swsnp.crypto import ecdsa
 from swsnp.crypto.derive import SeededEntropy
+from swsnp.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,24 @@ if TYPE_CHECKING:
 NOW = datetime(2024, 5, 5, 1, 2, 3, tzinfo=UTC)
 SEED = b"test hierarchy 41"
 """Its prime searches happen to be short."""
+
+
+class Clock(FakeClock):
+    """A clock that only `sleep` moves; what stands first in `at_sleep` runs at every sleep."""
+
+    def __init__(self) -> None:
+        super().__init__(1000.0)
+        self.at_sleep: list[Callable[[], None]] = []
+
+    def sleep(self, seconds: float, /) -> None:
+        super().sleep(seconds)
+        if self.at_sleep:
+            self.at_sleep.pop(0)()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swsnp.certs.ofd_lock import try_lock
 from swsnp.vmm import certs
 from swsnp.vmm.certs import (
     Blob,
@@ -24,7 +25,6 @@ from swsnp.vmm.certs import (
     exclusive_lock,
     pages_for,
 )
-from swsnp.vmm.ofd_lock import try_lock
 
 if TYPE_CHECKING:
     from tests.unit.vmm.conftest import Clock

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from swsnp.abi.kvm import Capability, MpState
+from swsnp.certs.ofd_lock import try_lock
 from swsnp.errors import UsageError
 from swsnp.trace import CertsRead, PageStateChange, Trace, TraceEvent
 from swsnp.vmm.certs import Blob, BlobFile, BytesSource, Failed, Retry, TooLarge, exclusive_lock
 from swsnp.vmm.config import VmConfig
 from swsnp.vmm.launch import RunningVm, launch
-from swsnp.vmm.ofd_lock import try_lock
 from swsnp.vmm.stop import (
     EntryFailed,
     GuestShutdown,

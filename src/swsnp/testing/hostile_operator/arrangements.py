@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from unittest.mock import patch
 
+from swsnp.certs.ofd_lock import try_lock, unlock_and_close
 from swsnp.testing.clock import FakeClock
 from swsnp.vmm.certs import BlobFile, CallableSource, CertificateSource, exclusive_lock
-from swsnp.vmm.ofd_lock import try_lock, unlock_and_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

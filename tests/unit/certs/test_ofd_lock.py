@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from swsnp.certs.ofd_lock import exclusive_lock, lock_record, same_file, try_lock, unlock_and_close
 from swsnp.errors import HostError, InputError
-from swsnp.vmm.ofd_lock import exclusive_lock, lock_record, same_file, try_lock, unlock_and_close
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.unit.vmm.conftest import Clock
+    from tests.unit.certs.conftest import Clock
 
 
 @pytest.fixture
