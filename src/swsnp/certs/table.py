@@ -142,10 +142,14 @@ def parse(data: bytes) -> tuple[TableEntry, ...]:
     """
     heads = _heads(data)
     first = ENTRY_SIZE * (len(heads) + 1)
-    entries = tuple(_entry(number, head, first, data) for number, head in enumerate(heads))
-    _refuse_duplicates([each.guid for each in entries])
-    _refuse_overlaps(entries)
-    return entries
+    guids = [_guid(number, head, first, len(data)) for number, head in enumerate(heads)]
+    _refuse_duplicates(guids)
+    # nothing is cut out before that: thousands of entries could each claim the whole blob
+    _refuse_overlaps(heads)
+    return tuple(
+        TableEntry(guid=guid, data=bytes(data[each.offset : each.offset + each.length]), offset=each.offset)
+        for guid, each in zip(guids, heads, strict=True)
+    )
 
 
 def _heads(data: bytes) -> list[CertTableEntry]:
@@ -161,7 +165,8 @@ def _heads(data: bytes) -> list[CertTableEntry]:
     )
 
 
-def _entry(number: int, head: CertTableEntry, first: int, data: bytes) -> TableEntry:
+def _guid(number: int, head: CertTableEntry, first: int, size: int) -> UUID:
+    """The entry's GUID, once it is known to lie inside."""
     where = f"certificate table entry {number}"
     guid = UUID(bytes=bytes(head.guid))
     if guid == _NIL:
@@ -179,24 +184,23 @@ def _entry(number: int, head: CertTableEntry, first: int, data: bytes) -> TableE
             f"{where} ({guid}): offset {head.offset:#x} + length {head.length:#x} overflows 32 bits "
             f"({_SOURCE})"
         )
-    if end > len(data):
-        raise LayoutError(f"{where} ({guid}): ends at {end:#x}, blob has {len(data):#x} bytes ({_SOURCE})")
-    return TableEntry(guid=guid, data=bytes(data[head.offset : end]), offset=head.offset)
+    if end > size:
+        raise LayoutError(f"{where} ({guid}): ends at {end:#x}, blob has {size:#x} bytes ({_SOURCE})")
+    return guid
 
 
 def _refuse_duplicates(guids: list[UUID]) -> None:
+    seen: dict[UUID, int] = {}
     for number, guid in enumerate(guids):
-        first = guids.index(guid)
+        first = seen.setdefault(guid, number)
         if first != number:
             raise LayoutError(
                 f"certificate table entry {number}: GUID {guid} as in entry {first} ({_SOURCE})"
             )
 
 
-def _refuse_overlaps(entries: tuple[TableEntry, ...]) -> None:
-    spans = sorted(
-        (each.offset, each.offset + len(each.data), n) for n, each in enumerate(entries) if each.data
-    )
+def _refuse_overlaps(heads: list[CertTableEntry]) -> None:
+    spans = sorted((each.offset, each.offset + each.length, n) for n, each in enumerate(heads) if each.length)
     for (_, end, before), (start, _, after) in pairwise(spans):
         if start < end:
             raise LayoutError(
