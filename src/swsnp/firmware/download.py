@@ -14,7 +14,6 @@ from swsnp.abi.snp_report import TcbVersion
 from swsnp.errors import UsageError
 from swsnp.firmware.faults import FirmwareFault, require
 from swsnp.firmware.settings import ApiVersion
-from swsnp.hardware.memory import BusError
 
 if TYPE_CHECKING:
     from swsnp.firmware.chip import PlatformVariables
@@ -81,10 +80,8 @@ def download_firmware_ex(platform: Platform, buffer: DownloadFirmwareEx) -> None
 
 
 def _image(platform: Platform, buffer: DownloadFirmwareEx) -> FirmwareImage:
-    try:
-        raw = platform.memory.read(buffer.fw_paddr, min(buffer.fw_len, FirmwareImage.SIZE))
-    except BusError:
-        raise FirmwareFault(FirmwareStatus.INVALID_ADDRESS) from None
+    """What lies at FW_PADDR; raises BusError, which the mailbox answers with INVALID_ADDRESS."""
+    raw = platform.memory.read(buffer.fw_paddr, min(buffer.fw_len, FirmwareImage.SIZE))
     return FirmwareImage.parse(raw.ljust(FirmwareImage.SIZE, b"\0"))
 
 

@@ -98,9 +98,9 @@ class Startup:
         if not self.pending:
             return False
         before = self._vcpu.mp_state
-        taken = self._take_new_vmsa(init=False)
+        self._take_new_vmsa(init=False)
         self._accept_signals()
-        return taken or self._vcpu.mp_state != before
+        return self._vcpu.mp_state != before
 
     def before_entry(self) -> Departure | None:
         """Take what was signalled, then say why the guest cannot be entered, or None."""
@@ -141,14 +141,13 @@ class Startup:
         elif self._hold is Hold.MSR:
             vcpu.answer_msr(vcpu.processor.ghcb_msr, _WOKEN << 12 | MsrCode.AP_RESET_HOLD_RESP)
 
-    def _take_new_vmsa(self, *, init: bool) -> bool:
+    def _take_new_vmsa(self, *, init: bool) -> None:
         with self._lock:
             new = self._new_vmsa
             if new is None or (new.on_init and not init):
-                return False
+                return
             self._new_vmsa = None
         self._use_vmsa(new)
-        return True
 
     def _use_vmsa(self, new: NewVmsa) -> None:
         """Run from another VMSA page; without one the vCPU is offline."""

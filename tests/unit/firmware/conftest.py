@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import pytest
 
@@ -27,6 +27,7 @@ from swsnp.abi.snp_launch import SecretsPage
 from swsnp.abi.snp_message import MessageHeader, MessageType
 from swsnp.abi.snp_report import GuestPolicy, Product
 from swsnp.crypto.derive import SeededEntropy
+from swsnp.crypto.ecdsa import SigningKey
 from swsnp.crypto.seal import MessageKey
 from swsnp.firmware.chip import Chip, ChipSettings, preset
 from swsnp.firmware.mailbox import Mailbox
@@ -35,6 +36,8 @@ from swsnp.hardware.rmp import PageState, Rmp, RmpEntry
 from swsnp.trace import Trace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from swsnp.abi.record import Record
     from swsnp.firmware.context import GuestContext
     from swsnp.firmware.platform import Platform
@@ -219,3 +222,26 @@ def make_rig() -> MakeRig:
 def rig() -> Rig:
     """A Genoa part, SNP initialised, ASIDs clean."""
     return Rig()
+
+
+Arm: TypeAlias = "Callable[[Callable[[], object]], list[bytes]]"
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Arm:
+    """Have something happen during the next signature; returns what was signed, in order."""
+    genuine = SigningKey.sign
+
+    def arm(happens: Callable[[], object]) -> list[bytes]:
+        signed: list[bytes] = []
+
+        def sign(key: SigningKey, data: bytes) -> bytes:
+            signed.append(data)
+            if len(signed) == 1:
+                happens()
+            return genuine(key, data)
+
+        monkeypatch.setattr(SigningKey, "sign", sign)
+        return signed
+
+    return arm

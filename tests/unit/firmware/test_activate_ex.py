@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from swsnp.abi.snp_command import Activate, ActivateEx, Command, PlatformState
+from swsnp.abi.snp_command import Activate, ActivateEx, Command, GctxAddress, PlatformState
 from swsnp.abi.snp_command import FirmwareStatus as S
 from swsnp.abi.snp_report import GuestPolicy
 from swsnp.firmware.platform import AsidState
@@ -84,6 +84,15 @@ def test_checks_in_order(make_rig: MakeRig) -> None:
     assert rig.context(other).sockets == {0, 1}
 
 
+def test_every_core_at_once(make_rig: MakeRig) -> None:
+    """AMD 56860: NUMIDS may be as large as the number of cores; one more is too many."""
+    rig = make_rig(sockets=2)
+    gctx = _started(rig, 0x30000)
+    assert _activate(rig, gctx, 1, tuple(range(512)), numids=513) == S.INVALID_PARAM
+    assert _activate(rig, gctx, 1, tuple(range(512))) == S.SUCCESS
+    assert rig.context(gctx).sockets == {0, 1}
+
+
 def test_a_guest_stays_on_the_socket_of_its_agent(make_rig: MakeRig) -> None:
     """AMD 56860: SINGLE_SOCKET wants an active agent on the same socket."""
     rig = make_rig(sockets=2)
@@ -95,6 +104,14 @@ def test_a_guest_stays_on_the_socket_of_its_agent(make_rig: MakeRig) -> None:
     assert rig.finish(agent) == 0
     assert _activate(rig, gctx, 2, (3,)) == S.POLICY_FAILURE
     assert _activate(rig, gctx, 2, (300,)) == S.SUCCESS
+
+
+def test_an_agent_that_is_gone_has_no_socket(rig: Rig) -> None:
+    """AMD 56860: SINGLE_SOCKET and the agent decommissioned: it is not active, POLICY_FAILURE."""
+    agent = _started(rig)
+    gctx = _started(rig, flags=1, ma_gctx_paddr=agent)
+    assert rig.command(Command.SNP_DECOMMISSION, GctxAddress(gctx_paddr=agent)) == S.SUCCESS
+    assert _activate(rig, gctx, 2) == S.POLICY_FAILURE
 
 
 @pytest.mark.parametrize("sockets", [1, 2])

@@ -35,7 +35,8 @@ def test_checks_in_order(rig: Rig) -> None:
     assert _ask(rig, page + 0xFF2, 2, 15) == S.INVALID_PARAM
     assert _ask(rig, page + 0xFF2, 2) == S.INVALID_PARAM
     assert _ask(rig, page + 0xFF2) == S.INVALID_ADDRESS
-    assert _ask(rig, page + 0xFF4) == S.INVALID_ADDRESS
+    for misaligned_or_crossing in (0xFE1, 0xFE2, 0xFF4):
+        assert _ask(rig, page + misaligned_or_crossing) == S.INVALID_ADDRESS
     assert _ask(rig, NOWHERE) == S.INVALID_PARAM
     assert _ask(rig, page + 0xFF0) == S.INVALID_PAGE_STATE
     rig.platform.state = PlatformState.UNINIT

@@ -28,7 +28,7 @@ from swsnp.firmware.platform import AsidState
 from swsnp.hardware.rmp import PageState
 
 if TYPE_CHECKING:
-    from tests.unit.firmware.conftest import MakeRig, Rig
+    from tests.unit.firmware.conftest import Arm, MakeRig, Rig
 
 MIGRATABLE = GuestPolicy.of(smt=1, reserved_one=1, migrate_ma=1)
 ROOT = MetadataEntry(page=MetadataWord.of(valid=1, metadata=1))
@@ -147,6 +147,8 @@ def test_export_checks_in_order(rig: Rig) -> None:
     assert _export(rig, guest, guest.gctx).status == S.INVALID_GUEST  # it has an agent
     answer = _export(rig, stranger, agent.gctx)
     assert answer == MsgExportRsp(status=S.INVALID_GUEST)
+    rig.context(stranger).report_id = rig.context(agent).report_id  # the same name behind another page
+    assert _export(rig, stranger, guest.gctx).status == S.INVALID_GUEST
     rig.context(agent).report_id = bytes(32)  # another guest behind the same page
     assert _export(rig, agent, guest.gctx).status == S.INVALID_GUEST
 
@@ -252,6 +254,7 @@ def test_absorb_checks_in_order(rig: Rig) -> None:
     right = context.but(imd=rig.context(target).ld)
     assert send(_import(target, right, context_size=1)) == S.INVALID_PARAM
     assert send(_import(target, right)) == S.SUCCESS
+    assert send(_import(target, right)) == S.INVALID_GUEST_STATE  # an IMI still, but it runs
 
 
 # --- ABSORB_NOMA ----------------------------------------------------------------------------------
@@ -279,6 +282,24 @@ def test_an_imi_becomes_the_guest(rig: Rig) -> None:
     assert rig.request(imi, bytes(MsgReportReq())).status == S.BAD_MEASUREMENT
     imi.keys, imi.seqno = [MessageKey(key) for key in absorbed.vmpcks], [5, 1, 1, 1]
     assert rig.request(imi, bytes(MsgReportReq())).status == S.SUCCESS
+
+
+def test_a_report_is_not_answered_under_a_key_that_is_gone(rig: Rig, meanwhile: Arm) -> None:
+    """MSG_ABSORB_NOMA_REQ during a signature: the report's message is under a key that no longer holds."""
+    imi = _running_imi(rig)
+    own = rig.context(imi)
+    context = ExportedContext.parse(_export(rig, imi, imi.gctx, imi_en=1, vmpck=0).context)
+    other_keys = context.but(vmpck0=bytes(32), msg_counts=tuple(own.message_counts), imd=own.ld)
+    absorbed: list[int] = []
+
+    def absorb() -> None:
+        request = _import(0, other_keys)
+        absorbed.append(_send(rig, imi, MessageType.ABSORB_NOMA_REQ, request, vmpck=1))
+
+    signed = meanwhile(absorb)
+    assert rig.request(imi, bytes(MsgReportReq())).status == S.BAD_MEASUREMENT
+    assert (absorbed, len(signed)) == ([S.SUCCESS], 1)
+    assert own.message_counts == list(other_keys.msg_counts)
 
 
 def test_absorb_noma_checks_in_order(rig: Rig) -> None:

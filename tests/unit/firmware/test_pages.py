@@ -162,6 +162,7 @@ def test_move_of_a_large_page(rig: Rig) -> None:
     rig.memory.write(old + LARGE - 4, b"last")
     assert _move(rig, gctx, old, new) == S.INVALID_PAGE_SIZE
     assert _move(rig, gctx, old, new + 4096, page_size=1) == S.INVALID_ADDRESS
+    assert _move(rig, gctx, old + 4096, new, page_size=1) == S.INVALID_ADDRESS
     assert _move(rig, gctx, old, new, page_size=1) == S.SUCCESS
     assert rig.memory.read(new + LARGE - 4, 4) == b"last"
     assert rig.state(new + 4096) is PageState.GUEST_INVALID
@@ -318,6 +319,19 @@ def test_pages_that_are_not_one(rig: Rig, smashed: int, number: int, change: dic
     """AMD 56860: one entry that does not fit: INVALID_PAGE_STATE, nothing changes."""
     at = smashed + number * 4096
     rig.rmp[at] = replace(rig.rmp[at], **change)
+    assert _unsmash(rig, smashed) == S.INVALID_PAGE_STATE
+    assert rig.rmp[smashed].page_size == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"immutable": False}, {"vmsa": True}, {"asid": 0}, {"gpa": 4096}], ids=str
+)
+def test_pages_that_are_one_but_not_joined(rig: Rig, smashed: int, change: dict[str, Any]) -> None:
+    """AMD 56860: 512 entries alike, but in use, VMSAs, nobody's, or at a guest address that is not 2 MiB."""
+    shift = change.get("gpa", 0)
+    for offset in range(0, LARGE, 4096):
+        entry = replace(rig.rmp[smashed + offset], **change)
+        rig.rmp[smashed + offset] = replace(entry, gpa=0x20_0000 + shift + offset)
     assert _unsmash(rig, smashed) == S.INVALID_PAGE_STATE
     assert rig.rmp[smashed].page_size == 0
 

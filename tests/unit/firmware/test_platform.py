@@ -137,6 +137,18 @@ def test_bad_range_lists(make_rig: MakeRig, header: RangeListHeader, element: Ra
         assert rig.command(Command.SNP_INIT_EX, record) == S.INVALID_PARAM
 
 
+def test_the_longest_range_list(make_rig: MakeRig) -> None:
+    """AMD 56860: 255 elements fill the list's page."""
+    rig = make_rig(init=False)
+    pages = [rig.memory.allocate_page() for _ in range(255)]
+    page = _list_page(
+        rig, RangeListHeader(num_elements=255), *(RangeElement(base=each, page_count=1) for each in pages)
+    )
+    record = InitEx(flags=InitExFlags.of(init_rmp=1, list_paddr_en=1), list_paddr=page)
+    assert rig.command(Command.SNP_INIT_EX, record) == S.SUCCESS
+    assert {rig.state(each) for each in pages} == {PageState.HV_FIXED}
+
+
 def test_ciphertext_hiding_caps_the_asids(make_rig: MakeRig) -> None:
     """AMD 56860: MAX_SNP_ASID caps SNP ASIDs when ciphertext hiding is asked for."""
     rig = make_rig(init=False, ciphertext_hiding_cap=True)
@@ -174,6 +186,16 @@ def test_shutdown_order(rig: Rig, command: int) -> None:
     rig.platform.asids[1] = rig.platform.asids[2]
     assert rig.command(command, good) == S.SUCCESS
     assert rig.command(command, bad) == S.SUCCESS
+
+
+@pytest.mark.parametrize("command", [Command.SNP_SHUTDOWN, Command.SNP_SHUTDOWN_EX])
+def test_shutdown_when_uninitialised_changes_nothing(make_rig: MakeRig, command: int) -> None:
+    """AMD 56860: SUCCESS at once; a VLEK that was loaded before SNP_INIT stays."""
+    rig = make_rig(init=False)
+    rig.chip.load_vlek(vlek_key(bytes(32), Product.GENOA, "csp", rig.chip.reported_tcb))
+    before = rig.chip.variables
+    assert rig.command(command, ShutdownEx(length=8)) == S.SUCCESS
+    assert rig.chip.variables is before
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,40 +10,16 @@ from swsnp.abi.snp_command import Command, Config, ConfigFlags, GctxAddress, Pag
 from swsnp.abi.snp_command import FirmwareStatus as S
 from swsnp.abi.snp_message import MsgReportReq
 from swsnp.abi.snp_report import AttestationReport
-from swsnp.crypto.ecdsa import SigningKey, verify
+from swsnp.crypto.ecdsa import verify
 from swsnp.firmware.mailbox import Mailbox
 from swsnp.hardware.rmp import RmpEntry
 from swsnp.hardware.turn import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.unit.firmware.conftest import MakeRig, Rig
+    from tests.unit.firmware.conftest import Arm, MakeRig, Rig
 
 REQUEST = bytes(MsgReportReq(report_data=b"\x5a" * 64))
 REPORT = slice(0x20, 0x20 + 0x4A0)
-
-Arm: TypeAlias = "Callable[[Callable[[], object]], list[bytes]]"
-
-
-@pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Arm:
-    """Have something happen during the next signature; returns what was signed, in order."""
-    genuine = SigningKey.sign
-
-    def arm(happens: Callable[[], object]) -> list[bytes]:
-        signed: list[bytes] = []
-
-        def sign(key: SigningKey, data: bytes) -> bytes:
-            signed.append(data)
-            if len(signed) == 1:
-                happens()
-            return genuine(key, data)
-
-        monkeypatch.setattr(SigningKey, "sign", sign)
-        return signed
-
-    return arm
 
 
 def test_a_guest_that_ends_meanwhile_gets_no_answer(rig: Rig, meanwhile: Arm) -> None:

@@ -136,6 +136,7 @@ def test_a_large_page(rig: Rig) -> None:
     size = {"page_size": 1}
     assert swap.out() == S.INVALID_PAGE_SIZE
     assert swap.out(size, dst_paddr=swap.target + 4096) == S.INVALID_PAGE_SIZE
+    assert swap.out(size, src_paddr=swap.source + 4096) == S.INVALID_PAGE_SIZE
     assert swap.out(size) == S.SUCCESS
     rig.memory.write(swap.source + LARGE - 4, bytes(4))
     assert swap.back() == S.INVALID_PAGE_SIZE
@@ -143,6 +144,17 @@ def test_a_large_page(rig: Rig) -> None:
     assert rig.memory.read(swap.source + LARGE - 4, 4) == b"last"
     swap.write_entry(swap.entry.but(page=swap.entry.page.but(valid=1, vmsa=1)))
     assert swap.back({"page_size": 1, "page_type": VMSA}) == S.INVALID_PAGE_SIZE
+
+
+@pytest.mark.parametrize("command", [Command.SNP_PAGE_SWAP_OUT, Command.SNP_PAGE_SWAP_IN])
+@pytest.mark.parametrize("bit", [5, 31])
+def test_unnamed_flags_are_reserved(rig: Rig, command: int, bit: int) -> None:
+    """AMD 56860: flags above ROOT_MDATA_EN must be zero: INVALID_PARAM, before the platform state."""
+    swap = Swap(rig)
+    rig.platform.state = PlatformState.UNINIT
+    record = PageSwap(gctx_paddr=swap.gctx, src_paddr=swap.source, dst_paddr=swap.target)
+    assert rig.command(command, record.but(flags=SwapFlags(1 << bit))) == S.INVALID_PARAM
+    assert rig.command(command, record) == S.INVALID_PLATFORM_STATE
 
 
 @pytest.mark.parametrize("command", ["out", "back"])

@@ -11,7 +11,7 @@ from swsnp.abi.snp_command import FirmwareStatus as S
 from swsnp.abi.snp_message import KeySelWord, MsgReportReq
 from swsnp.abi.snp_report import AttestationReport, Product, TcbVersion
 from swsnp.crypto.aead import seal_bytes
-from swsnp.crypto.derive import hkdf_sha384
+from swsnp.crypto.derive import P384_ORDER, hkdf_sha384
 from swsnp.crypto.ecdsa import SigningKey, verify
 from swsnp.crypto.seal import TagMismatch
 from swsnp.errors import LayoutError
@@ -112,7 +112,7 @@ def test_a_stick_replaces_any_vlek(rig: Rig) -> None:
 
 
 def test_what_cannot_be_wrapped(rig: Rig) -> None:
-    """Sizes are checked by name; a scalar that is none is found when the stick is opened."""
+    """Sizes are checked by name."""
     root, key = vcek_root(SECRET, Product.GENOA, rig.chip.reported_tcb), _vlek(rig)
     with pytest.raises(LayoutError, match="chip root: got 47 bytes, wanted 48"):
         wrap(root[:-1], key, IV)
@@ -120,10 +120,20 @@ def test_what_cannot_be_wrapped(rig: Rig) -> None:
         wrap(root, key, IV[:-1])
     with pytest.raises(LayoutError, match="got 431 bytes, wanted 432"):
         unwrap(root, bytes(431))
-    empty = wrap(root, VlekKey(scalar=0, root=bytes(48), tcb=key.tcb), IV)
-    with pytest.raises(TagMismatch, match="out of range"):
-        unwrap(root, empty)
-    assert _load(rig, empty) == S.BAD_MEASUREMENT
+
+
+@pytest.mark.parametrize(("scalar", "good"), [(0, 0), (1, 1), (P384_ORDER - 1, 1), (P384_ORDER, 0)])
+def test_the_wrapped_scalar_is_a_private_key(rig: Rig, scalar: int, good: int) -> None:
+    """A private key of P-384 is 1..n-1 (FIPS 186-5, 6.2); any other wrapped number loads nothing."""
+    root = vcek_root(SECRET, Product.GENOA, rig.chip.reported_tcb)
+    key = VlekKey(scalar=scalar, root=bytes(48), tcb=rig.chip.reported_tcb)
+    stick = wrap(root, key, IV)
+    if good:
+        assert unwrap(root, stick) == key
+    else:
+        with pytest.raises(TagMismatch, match="out of range"):
+            unwrap(root, stick)
+    assert _load(rig, stick) == (S.SUCCESS if good else S.BAD_MEASUREMENT)
 
 
 def test_the_wrapping_key_is_the_documented_one(rig: Rig) -> None:

@@ -32,7 +32,8 @@ def refusal(code: int) -> pytest.RaisesExc[TsmError]:
             b"0x",
             b"0X",
         ),
-        *(b"0xg", b"08", b"0o7", b"0b1", b"1_0", b"+ 1", b"4294967296x", b"\xff", b"0x1\nx", b"+-1"),
+        *(b"0xg", b"08", b"0o7", b"0b1", b"1_0", b"+ 1", b"\xff", b"0x1\nx", b"+-1"),
+        *(b"4294967296x", b"18446744073709551615x"),
     ],
 )
 def test_no_integer(text: bytes) -> None:

@@ -138,6 +138,7 @@ def test_ins(world: MakeWorld, profile: str) -> None:
         (4, 1 << 29, -errno.EINVAL),
         (1, (1 << 64) - 1, -errno.EINVAL),
         (4, (1 << 29) - 1, (2, 3)),
+        (1, (1 << 31) - 1, (2, 3)),
         (1, 2033, (2, 3)),
         (4, 509, (2, 3)),
     ],
@@ -151,6 +152,13 @@ def test_string_length(world: MakeWorld, size: int, count: int, result: int | tu
     else:
         assert vm.resumed(got)
         assert vm.reply == (result or (0, 0))
+
+
+def test_a_string_of_no_items_needs_no_scratch_area(world: MakeWorld) -> None:
+    """Count 0 is ignored before the scratch area is looked at, as other requests of length 0."""
+    vm = world()
+    assert vm.resumed(vm.ask_run(ExitCode.IOIO, info(0x402, 1, STRING), 0, scratch=OUTSIDE))
+    assert vm.reply == (0, 0)
 
 
 @pytest.mark.parametrize("read", [False, True])

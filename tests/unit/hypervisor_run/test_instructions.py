@@ -244,6 +244,16 @@ def test_map_gpa_range_refused(world: MakeWorld, profile: str, gpa: int, npages:
     assert registers(vm)[0] == EINVAL
 
 
+def test_map_gpa_range_up_to_the_last_page_number(world: MakeWorld) -> None:
+    """KVM_HC_MAP_GPA_RANGE: page number and count may add up to the largest number there is."""
+    gpa = (1 << 64) - 4096
+    npages = (1 << 64) - 1 - gpa // 4096
+    vm = world()
+    assert vm.ask_run(ExitCode.VMMCALL, rax=MAP_GPA_RANGE, rbx=gpa, rcx=npages, rdx=0, cpl=0) == 0
+    assert vm.exit_reason == ExitReason.HYPERCALL
+    assert (vm.u64(40), vm.u64(48)) == (gpa, npages)
+
+
 def test_map_gpa_range_not_enabled(world: MakeWorld) -> None:
     """KVM_HC_MAP_GPA_RANGE without KVM_CAP_EXIT_HYPERCALL: -KVM_ENOSYS, before the range is looked at."""
     vm = world()

@@ -199,6 +199,20 @@ def test_ap_started_by_commands(world: MakeWorld) -> None:
     assert processor.entries == 1
 
 
+def test_only_a_sipi_starts_an_ap(world: MakeWorld) -> None:
+    """An NMI or a fixed interrupt sent to a vCPU that waits for its SIPI leaves it waiting."""
+    vm = world()
+    vm.cpuid = X2APIC
+    ap = vm.add_vcpu(5)
+    vm.ask_run(ExitCode.MSR, 1, rcx=0x1B, rax=0xFEE00D00, rdx=0)
+    send(vm, 5 << 32 | INIT)
+    assert run(ap) == -errno.EAGAIN
+    for other in (0x4400, 0x4031):
+        send(vm, 5 << 32 | other)
+        assert run(ap) == -errno.EINTR
+        assert ap.mp_state == MpState.INIT_RECEIVED
+
+
 # KVM_SET_MP_STATE
 
 
