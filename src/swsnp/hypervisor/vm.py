@@ -201,16 +201,14 @@ class Vm:
             return self._check_region(wanted) or self._apply_region(wanted)
 
     def _check_region(self, wanted: KvmUserspaceMemoryRegion2) -> int:
-        valid_flags = _LOG_DIRTY | _READ_ONLY
-        if wanted.flags & GUEST_MEMFD_SLOT and self.is_private:
-            valid_flags = GUEST_MEMFD_SLOT
-        size, gpa = wanted.memory_size, wanted.guest_phys_addr
+        has_memfd = wanted.flags & GUEST_MEMFD_SLOT
+        valid_flags = GUEST_MEMFD_SLOT if has_memfd and self.is_private else _LOG_DIRTY | _READ_ONLY
+        size, gpa, offset = wanted.memory_size, wanted.guest_phys_addr, wanted.guest_memfd_offset
         refused = (
             wanted.flags & ~valid_flags
             or (size | gpa | wanted.userspace_addr) % PAGE
             or wanted.userspace_addr + size > _USER_END
-            or (wanted.flags & GUEST_MEMFD_SLOT and wanted.guest_memfd_offset % PAGE)
-            or wanted.guest_memfd_offset + size >= _U64_END
+            or (has_memfd and (offset % PAGE or offset + size >= _U64_END))
             or wanted.slot >= _MAX_SLOTS
             or gpa + size >= _U64_END
             or size // PAGE > _MAX_SLOT_PAGES

@@ -12,7 +12,7 @@ from swsnp.abi.kvm import Ioctl
 from swsnp.hardware import PageState
 
 if TYPE_CHECKING:
-    from tests.unit.hypervisor_api.conftest import Machine
+    from tests.unit.hypervisor_api.conftest import Machine, MakeMachine
 
 PAGE = 4096
 RAM = 64 * PAGE
@@ -93,6 +93,19 @@ def test_memfd_region_fields(machine: Machine, fields: dict[str, int], result: i
     vm = machine.create_vm()
     memfd = machine.memfd(vm)
     assert machine.slot(vm, **{"memfd": memfd, "guest_memfd": memfd, **fields}) == result
+
+
+@pytest.mark.parametrize("profile", ["coco-v1", "coco-v1-revised", "linux-6.12", "linux-7.2"])
+@pytest.mark.parametrize("fields", [{"guest_memfd_offset": 1}, {"guest_memfd_offset": (1 << 64) - PAGE}])
+@pytest.mark.parametrize("flags", [0, 1, 2])
+def test_memfd_fields_without_the_flag(
+    boot: MakeMachine, profile: str, fields: dict[str, int], flags: int
+) -> None:
+    """Linux, __kvm_set_memory_region: without KVM_MEM_GUEST_MEMFD nobody looks at the file or its range."""
+    machine = boot(profile)
+    vm = machine.create_vm()
+    assert machine.slot(vm, flags=flags, guest_memfd=99, **fields) == 0
+    assert not machine.vm(vm).memory.slots()[0].has_memfd
 
 
 def test_memfd_of_another_vm(machine: Machine) -> None:

@@ -7,7 +7,7 @@ import struct
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol
 
 import pytest
 
@@ -182,6 +182,19 @@ class FakeVm:
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
 
 
+_P = ParamSpec("_P")
+
+
+def _and_run(ask: Callable[Concatenate[World, _P], None]) -> Callable[Concatenate[World, _P], int]:
+    """The same request, then KVM_RUN."""
+
+    def asked(vm: World, /, *args: _P.args, **kwargs: _P.kwargs) -> int:
+        ask(vm, *args, **kwargs)
+        return vm.run()
+
+    return asked
+
+
 class World:
     """One VM with one vCPU that was launched, its GHCB registered. `enable` switches certificate exits on."""
 
@@ -287,6 +300,7 @@ class World:
 
     def ask(
         self,
+        /,
         code: int,
         info1: int = 0,
         info2: int = 0,
@@ -307,29 +321,12 @@ class World:
         self.processor.ghcb_msr = GHCB
         self.processor.exits.append(Vmgexit())
 
-    def ask_run(
-        self,
-        code: int,
-        info1: int = 0,
-        info2: int = 0,
-        *,
-        usage: int = 0,
-        unmarked: tuple[int, ...] = (),
-        **registers: int,
-    ) -> int:
-        """`ask` and KVM_RUN."""
-        self.ask(code, info1, info2, usage=usage, unmarked=unmarked, **registers)
-        return self.run()
-
     def ask_vmgexit(self, msr: int) -> None:
-        """Leave with VMGEXIT and this value in the GHCB MSR."""
+        """Leave with VMGEXIT and this value, which may be a request, in the GHCB MSR."""
         self.processor.ghcb_msr = msr
         self.processor.exits.append(Vmgexit())
 
-    def ask_msr(self, value: int) -> int:
-        """Put a request into the GHCB MSR, leave with VMGEXIT, KVM_RUN."""
-        self.ask_vmgexit(value)
-        return self.run()
+    ask_run, ask_msr = _and_run(ask), _and_run(ask_vmgexit)
 
     def message(self, msg_type: int, *, at: int = REQUEST) -> bytes:
         """Put a request page of this type into guest memory."""

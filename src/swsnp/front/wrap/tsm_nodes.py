@@ -25,7 +25,7 @@ from swsnp.guest.tsm import Attribute, ConfigfsTsm, Directory
 from swsnp.guest.tsm_text import TsmError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from swsnp.front.wrap.handles import FdInfo
     from swsnp.front.wrap.status import FileStatus
@@ -184,32 +184,30 @@ class OpenAttribute(Node):
         """How many bytes the program got."""
         if not self._file.readable:
             raise refusal(errno.EBADF)
-        if transfer.nothing:
-            return 0
-        self._openings.settle()
-        with self._lock, _as_os_error():
-            at = self._file.position if transfer.offset is None else transfer.offset
-            done = transfer.put(self._file.pread(transfer.size, at))
-            self._move(transfer, at + done)
-            return done
+        return self._move(transfer, lambda at: transfer.put(self._file.pread(transfer.size, at)))
 
     def write(self, info: FdInfo, transfer: Transfer) -> int:
         """How many bytes were taken."""
         if not self._file.writable:
             raise refusal(errno.EBADF)
+
+        def store(at: int) -> int:
+            data = transfer.take(min(transfer.size, _WRITE_MOST))
+            return self._file.pwrite(data, at, lost=transfer.size - len(data))
+
+        return self._move(transfer, store)
+
+    def _move(self, transfer: Transfer, some: Callable[[int], int]) -> int:
+        """Move some bytes at the transfer's own offset, or at the position, which goes along."""
         if transfer.nothing:
             return 0
         self._openings.settle()
         with self._lock, _as_os_error():
             at = self._file.position if transfer.offset is None else transfer.offset
-            data = transfer.take(min(transfer.size, _WRITE_MOST))
-            done = self._file.pwrite(data, at, lost=transfer.size - len(data))
-            self._move(transfer, at + done)
+            done = some(at)
+            if transfer.offset is None:
+                self._file.position = at + done
             return done
-
-    def _move(self, transfer: Transfer, position: int) -> None:
-        if transfer.offset is None:
-            self._file.position = position
 
     def seek(self, offset: int, whence: int) -> int:
         """The new position."""
