@@ -52,14 +52,14 @@ def _default_signals() -> None:
 
 @pytest.fixture
 def wrapped(tmp_path: Path) -> Wrapped:
-    """Runs a program to its end; what hangs fails after 20 seconds."""
+    """Runs a program to its end; what hangs fails after a minute, which no load makes of it."""
 
     def run(*argv: str, options: tuple[str, ...] = (), before: tuple[str, ...] = ()) -> Ended:
         log = tmp_path / "calls.json"
         log.unlink(missing_ok=True)
         command = [*before, *HARNESS, "--log", str(log), *options, "--", *argv]
         done = subprocess.run(
-            command, capture_output=True, timeout=20, check=False, preexec_fn=_default_signals
+            command, capture_output=True, timeout=60, check=False, preexec_fn=_default_signals
         )
         out, err = (each.decode(errors="surrogateescape") for each in (done.stdout, done.stderr))
         known = json.loads(log.read_text()) if log.exists() else {"calls": [], "requests": []}

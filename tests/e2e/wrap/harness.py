@@ -9,6 +9,8 @@ import argparse
 import errno
 import json
 import logging
+import os
+import signal
 import struct
 import sys
 import threading
@@ -28,12 +30,20 @@ from swsnp.guest.tsm_report import Blobs
 from swsnp.guest.tsm_text import TsmError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from swsnp.front.wrap.calls import Answer
+    from swsnp.front.wrap.replay import LostAnswers
+    from swsnp.front.wrap.supervisor import _Job
     from swsnp.guest.caller import CallerMemory
     from swsnp.guest.tsm_report import ReportInput
 
 __all__ = ["AUXBLOB", "FakeDevice", "FakeProvider", "outblob_for", "report_for"]
 
 AUXBLOB = b"certificates" * 400
+
+_PATIENCE = 45
+"""Seconds: less than what a test waits for its program."""
 
 ARGUMENT = struct.Struct("<B7xQQQ")
 
@@ -43,11 +53,43 @@ def report_for(user_data: bytes) -> bytes:
     return (user_data[::-1] + user_data).ljust(4000, b"\xa5")
 
 
+class Gate:
+    """What a slow device waits for: it leaves `entered` in a folder, and goes on once `open` is there."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def wait(self) -> None:
+        if self._folder is None:
+            return
+        (self._folder / "entered").touch()
+        for _ in range(_PATIENCE * 1000):
+            if (self._folder / "open").exists():
+                return
+            time.sleep(0.001)
+        raise RuntimeError("nobody opened the gate")
+
+
+class CallsAway(Supervisor):
+    """Has a signal call the program away from every call that is carried out once, before its answer goes."""
+
+    def _repeatable(self, job: _Job, work: Callable[[CallerMemory], Answer], lost: LostAnswers) -> None:
+        def interrupted(caller: CallerMemory) -> Answer:
+            answer = work(caller)
+            if isinstance(answer, int):
+                os.kill(job.notification.tid, signal.SIGALRM)
+                while self._listener.valid(job.notification.id):
+                    time.sleep(0.0005)
+            return answer
+
+        super()._repeatable(job, interrupted, lost)
+
+
 class FakeDevice:
     """Answers from the request alone; records (command, msg_version, result)."""
 
-    def __init__(self, *, slow_s: float = 0.0, fail: bool = False) -> None:
-        self.slow_s = slow_s
+    def __init__(self, *, gate: Gate, fail: bool = False) -> None:
+        self.gate = gate
         self.fail = fail
         self.calls: list[tuple[int, int, int]] = []
         self.requests: list[str] = []
@@ -84,7 +126,7 @@ class FakeDevice:
             return -errno.EIO
         if version == 4:
             return 4
-        time.sleep(self.slow_s)
+        self.gate.wait()
         caller.write(response, report_for(user_data))
         return 0
 
@@ -99,14 +141,14 @@ class FakeProvider:
 
     name, privlevel_floor, services = "sev_guest", 0, False
 
-    def __init__(self, *, slow_s: float = 0.0, fail: int = 0) -> None:
-        self.slow_s, self.fail, self.reports = slow_s, fail, 0
+    def __init__(self, *, gate: Gate, fail: int = 0) -> None:
+        self.gate, self.fail, self.reports = gate, fail, 0
 
     def report_new(self, given: ReportInput) -> Blobs:
         if len(given.inblob) != 64:
             raise TsmError(errno.EINVAL)
         self.reports += 1
-        time.sleep(self.slow_s)
+        self.gate.wait()
         if self.fail:
             raise TsmError(self.fail)
         return Blobs(outblob=outblob_for(given.inblob, given.privlevel, self.reports), auxblob=AUXBLOB)
@@ -116,28 +158,29 @@ def main() -> int:
     """Returns what the program returned."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--log", type=Path)
-    parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--gate", type=Path, help="folder: reports wait until there is `open` in it")
     parser.add_argument("--fail", action="store_true")
     parser.add_argument("--not-killable", action="store_true", help="as on kernels before 5.19")
+    parser.add_argument("--lose", action="store_true", help="a signal for every call before its answer")
     parser.add_argument("--no-process-vm", action="store_true", help="as under profiles that refuse it")
     parser.add_argument("--tsm", action="store_true", help="with configfs-tsm")
     parser.add_argument("--tsm-errno", type=int, default=0)
     parser.add_argument("program", nargs="+")
     options = parser.parse_args()
     logging.basicConfig(format="LOG %(levelname)s %(message)s")
-    device = FakeDevice(slow_s=options.slow, fail=options.fail)
+    gate = Gate(options.gate)
+    device = FakeDevice(gate=gate, fail=options.fail)
     tsm = None
     if options.tsm:
         tsm = ConfigfsTsm()
-        tsm.register(FakeProvider(slow_s=options.slow, fail=options.tsm_errno))
+        tsm.register(FakeProvider(gate=gate, fail=options.tsm_errno))
     try:
         if options.not_killable or options.no_process_vm:
             arch, features = prerequisites()
             features = features._replace(killable=features.killable and not options.not_killable)
             tree = device_tree(device) if tsm is None else guest_tree(device, tsm)
-            supervisor = Supervisor(tree, arch=arch, features=features, process_vm=not options.no_process_vm)
-            import os
-
+            kind = CallsAway if options.lose else Supervisor
+            supervisor = kind(tree, arch=arch, features=features, process_vm=not options.no_process_vm)
             status = supervisor.run(options.program, os.environ)
             tree.close()
         else:

@@ -150,11 +150,14 @@ static void on_alarm(int number)
 	(void)number;
 }
 
-/* A signal every 300 us, with SA_RESTART: each request is answered, with its own answer. */
-static int signals(void)
+/*
+ * Signals with SA_RESTART, every `interval` us, or (0) whenever somebody sends one: each request is answered,
+ * with its own answer.
+ */
+static int signals(int interval)
 {
 	struct sigaction action = { .sa_handler = on_alarm, .sa_flags = SA_RESTART };
-	struct itimerval timer = { { 0, 300 }, { 0, 300 } };
+	struct itimerval timer = { { 0, interval }, { 0, interval } };
 	int fd;
 
 	sigaction(SIGALRM, &action, 0);
@@ -163,6 +166,25 @@ static int signals(void)
 	for (uint64_t i = 0; i < 300; i++)
 		check("signalled", report(fd, i));
 	return end();
+}
+
+/* The harness' gate: wait until the device works, let it answer. */
+static void wait_until_entered(const char *gate)
+{
+	char path[4096];
+
+	snprintf(path, sizeof(path), "%s/entered", gate);
+	while (access(path, F_OK))
+		usleep(1000);
+}
+
+static void open_gate(const char *gate)
+{
+	char path[4096];
+
+	snprintf(path, sizeof(path), "%s/open", gate);
+	if (close(creat(path, 0600)))
+		check("gate", errno);
 }
 
 static volatile int answered;
@@ -175,16 +197,18 @@ static void *slow(void *fd)
 }
 
 /* While one thread waits for the device, another one uses paths. */
-static int aside(void)
+static int aside(const char *gate)
 {
 	int fd = device();
 	pthread_t thread;
 	struct stat st;
 
 	pthread_create(&thread, 0, slow, &fd);
+	wait_until_entered(gate);
 	for (int i = 0; i < 100; i++)
 		check("stat", stat(DEVICE, &st) ? errno : 0);
 	printf("answered first: %d\n", answered);
+	open_gate(gate);
 	pthread_join(thread, 0);
 	return end();
 }
@@ -193,7 +217,7 @@ static int aside(void)
 static int daemonised(const char *result)
 {
 	int ready[2];
-	pid_t parent;
+	pid_t first = getpid(), parent;
 	FILE *file;
 
 	if (pipe(ready))
@@ -208,7 +232,8 @@ static int daemonised(const char *result)
 		usleep(1000);
 	if (write(ready[1], "", 1) != 1)
 		return 1;
-	usleep(20000); /* let the first process end */
+	while (!kill(first, 0)) /* until the first process has ended and was waited for */
+		usleep(1000);
 	file = fopen(result, "w");
 	fprintf(file, "%d\n", report(device(), 1));
 	fclose(file);
@@ -236,14 +261,15 @@ static void waits(void)
 }
 
 /* Is killed by another process while the device works. */
-static int killed(void)
+static int killed(const char *gate)
 {
 	int fd = device();
 	pid_t victim = getpid();
 
 	if (!fork()) {
-		usleep(20000);
+		wait_until_entered(gate);
 		kill(victim, SIGKILL);
+		open_gate(gate);
 		_exit(0);
 	}
 	report(fd, 1);
@@ -279,15 +305,17 @@ int main(int argc, char **argv)
 	if (!strcmp(mode, "chain"))
 		return chain(argv);
 	if (!strcmp(mode, "signals"))
-		return signals();
+		return signals(300);
+	if (!strcmp(mode, "called away"))
+		return signals(0);
 	if (!strcmp(mode, "aside"))
-		return aside();
+		return aside(argv[2]);
 	if (!strcmp(mode, "daemon"))
 		return daemonised(argv[2]);
 	if (!strcmp(mode, "waits"))
 		waits();
 	if (!strcmp(mode, "killed"))
-		return killed();
+		return killed(argv[2]);
 	if (!strcmp(mode, "dispositions"))
 		return dispositions();
 	return 2;

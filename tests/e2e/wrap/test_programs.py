@@ -147,7 +147,7 @@ def test_signals_are_passed_on(build: Build, number: signal.Signals) -> None:
         process.send_signal(signal.SIGQUIT)
         process.send_signal(number)
         assert process.stdout.readline() == f"got {number.value:02}\n"
-        assert process.wait(timeout=10) == 33
+        assert process.wait(timeout=60) == 33
 
 
 def test_stopped_after_the_program_has_ended(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_stopped_after_the_program_has_ended(tmp_path: Path) -> None:
             while Path(f"/proc/{sleeper}/comm").read_text() != "sleep\n":
                 pass  # its execve needs the supervisor too
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=10) == 5
+            assert process.wait(timeout=60) == 5
             assert process.stderr is not None
         finally:
             os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)

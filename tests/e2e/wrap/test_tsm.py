@@ -118,20 +118,22 @@ def test_on_other_hosts(wrapped: Wrapped, mode: str, option: str) -> None:
 
 
 def test_signals_before_linux_5_19(wrapped: Wrapped) -> None:
-    """Lost answers are played back.
+    """Answers that a signal takes away are played back; here one does from every call that changes something.
 
     Not those that a signal overtakes between our sending them and the program's waking up: the kernel says
-    that they were delivered. Without the play-back nearly all of the 300 are wrong.
+    that they were delivered.
     """
-    ended = wrapped(sys.executable, CLIENT, "interrupted", options=("--tsm", "--not-killable"))
+    ended = wrapped(sys.executable, CLIENT, "called_away", options=("--tsm", "--not-killable", "--lose"))
     assert (ended.status, ended.err) == (0, "")
-    assert len(json.loads(ended.out)["wrong"].splitlines()) <= 3
+    assert json.loads(ended.out) == {"wrong": ""}
 
 
-def test_a_slow_report_does_not_hold_up_others(wrapped: Wrapped) -> None:
+def test_a_slow_report_does_not_hold_up_others(wrapped: Wrapped, tmp_path: Path) -> None:
     """Reports are made by workers."""
-    ended = wrapped(sys.executable, CLIENT, "slow", options=("--tsm", "--slow", "0.5"))
-    assert json.loads(ended.out) == {"many meanwhile": "True"}
+    options = ("--tsm", "--gate", str(tmp_path))
+    ended = wrapped(sys.executable, CLIENT, "slow", str(tmp_path), options=options)
+    assert (ended.status, ended.err) == (0, "")
+    assert json.loads(ended.out) == {"answered first": "False", "read": "1184"}
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ cat {REPORT}/r/provider {REPORT}/r/privlevel_floor {REPORT}/r/generation
 rmdir {REPORT}/r
 """
     command = [sys.executable, "-m", "swsnp", "run", "--seed", "1", "--", "sh", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "sev_guest\n0\n2\n", "")
     report, table = (tmp_path / "outblob").read_bytes(), (tmp_path / "auxblob").read_bytes()
     assert (len(report), report[0x30], report[0x50:0x90]) == (1184, 1, b"x" * 64)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -186,11 +187,20 @@ def redirections() -> dict[str, str]:
 
 def interrupted() -> dict[str, str]:
     """Timer signals while directories come and go: each call is carried out once."""
+    return _come_and_go(300, every_s=0.0003)
+
+
+def called_away() -> dict[str, str]:
+    """The same with signals from somebody else."""
+    return _come_and_go(50, every_s=0)
+
+
+def _come_and_go(turns: int, *, every_s: float) -> dict[str, str]:
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.siginterrupt(signal.SIGALRM, False)  # SA_RESTART
-    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    signal.setitimer(signal.ITIMER_REAL, every_s, every_s)
     wrong = []
-    for number in range(300):
+    for number in range(turns):
         entry = REPORT / f"i{number}"
         made = outcome(entry.mkdir)
         put(entry / "privlevel", b"1")
@@ -229,14 +239,19 @@ def slow() -> dict[str, str]:
     entry = REPORT / "slow"
     entry.mkdir()
     put(entry / "inblob", INBLOB)
-    reader = threading.Thread(target=get, args=(entry / "outblob",))
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(get(entry / "outblob")))
     reader.start()
-    done = 0
-    while reader.is_alive():
+    gate = Path(sys.argv[2])
+    while not (gate / "entered").exists():
+        time.sleep(0.001)
+    for _ in range(20):
         (REPORT / "other").mkdir()
         (REPORT / "other").rmdir()
-        done += 1
-    return {"many meanwhile": str(done > 20)}
+    found = {"answered first": str(bool(got))}
+    (gate / "open").touch()
+    reader.join()
+    return found | {"read": str(len(got[0]))}
 
 
 if __name__ == "__main__":
