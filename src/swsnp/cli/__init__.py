@@ -23,6 +23,7 @@ VERBS: Final = {
     "demo": "one attestation end to end, every hop shown and the report checked",
     "vm": "run a VM with QEMU's options and let its guest attest",
     "run": "run an unmodified program that finds a working /dev/sev-guest",
+    "verify": "judge a report: is it genuine, and is it the one that is wanted?",
     "report": "explain a report field by field, or compare two",
     "certs": "certificates for operators: show and check them, build and replace blobs",
     "capabilities": "what this host and this build can do",

@@ -335,7 +335,7 @@ class Verification:
 
 def _key_name(report: AttestationReport) -> str:
     number = report.signer_info.signing_key
-    return SigningKey(number).name if number in SigningKey else str(number)
+    return SigningKey(number).name if number in set(SigningKey) else str(number)
 
 
 def _plain(report: AttestationReport) -> dict[str, int | str]:

@@ -74,13 +74,13 @@ def test_show_takes_the_drivers_answer(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"x" * 1183, "got 1183 bytes, wanted a report"),
+        (b"x" * 1183, "got 1183 bytes that begin with 78"),
         (b"", "got 0 bytes"),
         (b"HCLA" + bytes(1000), "HCL envelope: 972 bytes after its header, wanted 1184"),
-        (b"zz" * 1184, "got 2368 bytes, wanted a report"),
-        (b"00" * 1185, "as hexadecimal text: got 1185 bytes, wanted a report"),
+        (b"zz" * 1184, "got 2368 bytes that begin with 7a"),
+        (b"00" * 1185, "got 2370 bytes that begin like DER"),
         (bytes(MsgReportRspHeader(status=0x16, report_size=1184)).ljust(4000, b"\0"), "status 0x16"),
-        (bytes(4000), "report_size 0"),
+        (bytes(4000), "got certificate table, wanted a report"),
         (bytes((1 << 20) + 1), "more than 1048576 bytes"),
     ],
 )
