@@ -64,10 +64,25 @@ def machine_test(machine: type[CountedMachine], *, steps: int, per_run: int = 10
     """
     MACHINES[machine.__name__] = steps
     wanted = steps * soaking() // ENOUGH if soaking() else steps
-    case: type[TestCase] = machine.TestCase
-    case.settings = settings(  # type: ignore[attr-defined]  # added by Hypothesis
+    rounds = max(1, round(wanted / steps))
+
+    class Rounds(machine.TestCase):  # type: ignore[name-defined, misc]  # made by Hypothesis
+        """Hypothesis remembers every choice of a run, gigabytes in a long one: so a long one is many runs."""
+
+        settings = settings_of(-(-wanted // rounds), per_run)
+
+        def runTest(self) -> None:  # unittest's name
+            for _ in range(rounds):
+                super().runTest()
+
+    Rounds.__name__ = Rounds.__qualname__ = f"Test{machine.__name__}"
+    return Rounds
+
+
+def settings_of(steps: int, per_run: int) -> settings:
+    """The settings of one run of `steps` steps."""
+    return settings(
         settings.get_profile("soak" if soaking() else "derandomized"),
-        max_examples=max(1, -(-wanted // per_run)),
+        max_examples=max(1, -(-steps // per_run)),
         stateful_step_count=per_run,
     )
-    return case
