@@ -38,6 +38,7 @@ class PlatformVariables:
     vlek: VlekKey | None = None
     rapl_dis: bool = False
     ciphertext_hiding_en: bool = False
+    mit_vector: int = 0
 
     @property
     def reported_tcb(self) -> TcbVersion:
@@ -88,6 +89,7 @@ class Chip:
             committed_version=self.settings.committed_version,
             rapl_dis=self.settings.rapl_dis,
             ciphertext_hiding_en=self.settings.ciphertext_hiding_en,
+            mit_vector=self.settings.mit_vector,
         )
         self.vcek(self.reported_tcb)  # an impossible engine is refused here, not at the first report
 
@@ -122,6 +124,11 @@ class Chip:
             alias_check_complete=settings.alias_check_complete,
         )
         return PlatformInfo(named | settings.platform_info_more)
+
+    @property
+    def supported_mitigations(self) -> int:
+        """The mitigations that are in force or can come into force, a bit each."""
+        return self.variables.mit_vector | self.settings.mit_supported
 
     def may_derive(self, tcb: TcbVersion) -> bool:
         """Whether keys for a TCB are this firmware's to derive: no component above the committed TCB."""
@@ -214,6 +221,19 @@ class Chip:
             committed_version=now.current_version,
             reported_override=_NO_TCB,
         )
+
+    def verify_mitigation(self, mitigation: int) -> None:
+        """SNP_VERIFY_MITIGATION: some supported mitigations come into force, a bit each.
+
+        Raises:
+            UsageError: one of them is not supported.
+        """
+        if lacking := mitigation & ~self.supported_mitigations:
+            raise UsageError(
+                f"mitigations: got {lacking:#x} beside the supported {self.supported_mitigations:#x} "
+                "(AMD 56860, SNP_VERIFY_MITIGATION)"
+            )
+        self.variables = replace(self.variables, mit_vector=self.variables.mit_vector | mitigation)
 
     def update(self, *, current_tcb: TcbVersion, current_version: ApiVersion) -> None:
         """Other firmware or microcode runs from now on, not committed yet.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.snp_command import FeatureEcx, FeatureInfo, FeatureInfoOutput, FirmwareStatus
 from swsnp.firmware.faults import require
+from swsnp.firmware.mitigations import VERIFY_MITIGATION_SINCE
 from swsnp.hardware.memory import PAGE
 
 if TYPE_CHECKING:
@@ -56,5 +57,6 @@ def features(platform: Platform, ecx_in: int) -> FeatureInfoOutput:
         ciphertext_hiding=settings.ciphertext_hiding_cap,
         aes_256_xts=settings.policy_highest_bit >= _XTS_BIT,
         cxl_allow=settings.policy_highest_bit >= _CXL_BIT,
+        verify_mitigation=platform.chip.variables.current_version.api >= VERIFY_MITIGATION_SINCE,
     )
     return FeatureInfoOutput(eax=_HIGHEST_INDEX, ecx=ecx | settings.feature_info_more)

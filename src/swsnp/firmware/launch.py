@@ -72,13 +72,13 @@ def launch_start(platform: Platform, buffer: LaunchStart) -> None:
     guest.imi_en = bool(flags.imi_en)
     guest.gosvw = buffer.gosvw
     guest.desired_tsc_khz = buffer.desired_tsc_khz
-    guest.launch_mit_vector = platform.chip.settings.mit_vector
+    guest.launch_mit_vector = platform.chip.variables.mit_vector
     guest.state = GuestState.LAUNCH
 
 
 def _policy_holds(platform: Platform, policy: GuestPolicy, agent: GuestContext | None) -> bool:
     settings, variables = platform.chip.settings, platform.chip.variables
-    version = (variables.current_version.major, variables.current_version.minor)
+    version = variables.current_version.api
     if agent is not None and not _agent_fits(policy, agent):
         return False
     return bool(

@@ -9,12 +9,14 @@ from swsnp import trace as events
 from swsnp.abi import snp_command as abi
 from swsnp.abi import snp_page_command as page_abi
 from swsnp.abi.snp_command import Command, FirmwareStatus, PlatformState
+from swsnp.abi.snp_mitigation import VerifyMitigation
 from swsnp.firmware import guests, launch, migration, pages, platform, swap
 from swsnp.firmware.download import download_firmware_ex
 from swsnp.firmware.faults import FirmwareFault, require
 from swsnp.firmware.features import feature_info
 from swsnp.firmware.guest_request import guest_request
 from swsnp.firmware.hv_report import hv_report_request
+from swsnp.firmware.mitigations import VERIFY_MITIGATION_SINCE, verify_mitigation
 from swsnp.firmware.platform import Platform
 from swsnp.firmware.vlek import vlek_load
 from swsnp.hardware.memory import PAGE, BusError, SystemMemory
@@ -81,6 +83,7 @@ COMMANDS: Final[dict[int, _Row]] = {
 
 LATER_COMMANDS: Final[dict[int, tuple[tuple[int, int], _Row]]] = {
     Command.SNP_HV_REPORT_REQ: ((1, 56), _Row(abi.HvReportReq, hv_report_request)),
+    Command.SNP_VERIFY_MITIGATION: (VERIFY_MITIGATION_SINCE, _Row(VerifyMitigation, verify_mitigation)),
 }
 """Commands that exist from a firmware's API version (major, minor) on."""
 
@@ -157,7 +160,7 @@ class Mailbox:
     def _later(self, command: int) -> _Row | None:
         since, row = LATER_COMMANDS.get(command, (None, None))
         version = self.platform.chip.variables.current_version
-        return row if since is not None and (version.major, version.minor) >= since else None
+        return row if since is not None and version.api >= since else None
 
     def _carry_out_legacy(self, row: _Row, buffer: int, record: Record) -> int:
         """A command that returns data in its buffer; while SNP is INIT that lies in Firmware pages only."""

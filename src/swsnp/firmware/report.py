@@ -98,7 +98,7 @@ def unsigned_report(chip: Chip, guest: GuestContext, signing_key: SigningKey) ->
         committed_major=committed.major,
         launch_tcb=guest.launch_tcb,
         launch_mit_vector=guest.launch_mit_vector if mitigations else 0,
-        current_mit_vector=settings.mit_vector if mitigations else 0,
+        current_mit_vector=variables.mit_vector if mitigations else 0,
     )
 
 

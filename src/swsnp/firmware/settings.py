@@ -18,6 +18,11 @@ class ApiVersion:
     minor: int
     build: int
 
+    @property
+    def api(self) -> tuple[int, int]:
+        """API version: major, minor."""
+        return self.major, self.minor
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipSettings:
@@ -56,7 +61,11 @@ class ChipSettings:
     threads_per_socket: int = 256
     """APIC ids of a socket; the first socket has those from 0 on."""
     mit_vector: int = 0
-    """CURRENT_MIT_VECTOR; guests launched under it carry it as LAUNCH_MIT_VECTOR."""
+    """CURRENT_MIT_VECTOR at the start; guests launched under it carry it as LAUNCH_MIT_VECTOR."""
+    mit_supported: int = 0
+    """Mitigations beside those of `mit_vector` that SNP_VERIFY_MITIGATION brings into force."""
+    mit_needs_no_guests: int = 0
+    """Those of them that cannot come into force while there are guests."""
     tsc_factor: int = 200
     hardware_configuration_ok: bool = True
     """Off: SNP_INIT fails with INVALID_CONFIG, as on a host whose cores are not set up for SNP."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,6 +10,7 @@ from swsnp.abi.snp_command import Command, FeatureInfo, FeatureInfoOutput, Platf
 from swsnp.abi.snp_command import FirmwareStatus as S
 from swsnp.abi.snp_report import Product
 from swsnp.firmware.platform import status_buffer
+from swsnp.firmware.settings import ApiVersion
 from swsnp.hardware.rmp import RmpEntry
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ def test_checks_in_order(rig: Rig) -> None:
         (Product.GENOA, {}, 3),  # VLEK and X86_SNP_SHUTDOWN, as firmware 1.55 answers
         (Product.TURIN, {}, 0x37),
         (Product.TURIN, {"ciphertext_hiding_cap": True}, 0x3F),
-        (Product.GENOA, {"policy_highest_bit": 22, "feature_info_more": 1 << 13}, 0x2033),
+        (Product.GENOA, {"policy_highest_bit": 22, "feature_info_more": 1 << 20}, 0x100033),
+        (Product.GENOA, {"current_version": ApiVersion(major=1, minor=57, build=9)}, 3),
+        (Product.GENOA, {"current_version": ApiVersion(major=1, minor=58, build=1)}, 0x2003),
     ],
 )
 def test_features_follow_the_settings(
-    make_rig: MakeRig, product: Product, changes: dict[str, int], ecx: int
+    make_rig: MakeRig, product: Product, changes: dict[str, Any], ecx: int
 ) -> None:
     """AMD 56860, ECX_IN 0: highest index, and features that the policy bits of the part imply."""
     assert _answer(make_rig(product=product, **changes), 0) == FeatureInfoOutput(eax=1, ecx=ecx)
