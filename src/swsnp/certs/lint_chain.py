@@ -208,7 +208,7 @@ def _check_leaf(leaf: Held, report: AttestationReport | None, expected: Expected
         return
     tcb = expected.tcb
     if tcb is None and report is not None:
-        tcb = report.reported_tcb.decode(profile.product)
+        tcb = report.reported_tcb.decode(product or profile.product)
     if tcb is None:
         findings.skip("M2", "no TCB was given")
     else:

@@ -12,7 +12,8 @@ from swsnp.abi.snp_report import AttestationReport, GuestPolicy, Product
 from swsnp.amd_ca.kds_double import KdsDouble
 from swsnp.amd_ca.kds_server import KdsServer
 from swsnp.cli import main
-from swsnp.cli.verify import run, utc_now
+from swsnp.cli.common import utc_now
+from swsnp.cli.verify import run
 from swsnp.machine import Machine
 
 if TYPE_CHECKING:

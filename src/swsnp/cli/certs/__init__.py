@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["SUBVERBS", "parser", "run"]
 
 SUBVERBS: Final = {
+    "check": "say what is wrong with a certificate table, by numbered rules",
+    "pack": "build a certificate table and replace a VMM's blob with it",
+    "unpack": "take a certificate table apart into files",
     "show": "explain certificates, CRLs and certificate tables",
 }
 

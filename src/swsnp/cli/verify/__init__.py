@@ -7,22 +7,18 @@ says from where.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from swsnp.cli import BAD_VERDICT, GOOD
+from swsnp.cli.common import at_of, utc_now
 from swsnp.cli.verify.options import parse
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
-__all__ = ["run", "utc_now"]
-
-
-def utc_now() -> datetime:
-    """The time to judge at, unless `--at` gives one."""
-    return datetime.now(UTC)
+__all__ = ["run"]
 
 
 def run(arguments: Sequence[str], *, now: Callable[[], datetime] = utc_now) -> int:
@@ -32,7 +28,7 @@ def run(arguments: Sequence[str], *, now: Callable[[], datetime] = utc_now) -> i
         from swsnp.cli.verify.batch import run_batch
 
         return run_batch(options, now=now)
-    return _run_one(options, now() if options.at is None else options.at)
+    return _run_one(options, at_of(options, now=now))
 
 
 def _run_one(options: argparse.Namespace, at: datetime) -> int:

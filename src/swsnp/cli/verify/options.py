@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.snp_report import Product
@@ -18,7 +17,6 @@ ENGINES: Final = ("cryptography", "awscrt")
 LIKE: Final = ("go-sev-guest",)
 CERTIFICATE_OPTIONS: Final = ("certs", "vcek", "vlek", "chain")
 """Options whose files hold certificates; the host's word, judged like everything else."""
-_ZONES: Final = "2026-01-31, 2026-01-31T12:00Z or 2026-01-31T12:00+01:00"
 _EPILOG: Final = """\
 exit code 0 means accepted: genuine, every rule of the policy holds, and report data and a measurement were
 given and matched. Without them: exit code 1, authenticated but not accepted. --authentic-only asks for less.
@@ -95,7 +93,7 @@ def _add_demands(command: argparse.ArgumentParser) -> None:
         help="exit code 0 for a genuine report that breaks no rule, though nothing was given to compare with",
     )
     group.add_argument(
-        "--at", type=_time, metavar="TIME", help=f"judge at this time (default: now): {_ZONES}"
+        "--at", type=common.moment, metavar="TIME", help=f"judge at this time (default: now): {common.TIMES}"
     )
     group.add_argument(
         "--product", choices=[each.value.lower() for each in Product], help="for reports that do not say"
@@ -136,13 +134,3 @@ def _hex(size: int) -> Callable[[str], bytes]:
         return value
 
     return read
-
-
-def _time(text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a time such as {_ZONES}") from None
-    if at.tzinfo is None and len(text) > len("2026-01-31"):
-        raise argparse.ArgumentTypeError(f"got {text!r} without a time zone, wanted one such as {_ZONES}")
-    return at.replace(tzinfo=at.tzinfo or UTC)
