@@ -22,11 +22,12 @@ __all__ = ["main"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCES: Final = [
-    f"src/swsnp/{package}" for package in ("firmware", "hypervisor", "guest", "vmm", "verify", "certs")
+    f"src/swsnp/{package}"
+    for package in ("firmware", "hypervisor", "guest", "vmm", "measure", "verify", "certs")
 ]
 NO_JUDGES: Final = (
     *("amd_ca", "cli", "cli_qemu", "cpu_builtin", "crypto", "front", "fuzz"),
-    *("hardware", "machine", "measure", "plain_kvm", "testing"),
+    *("hardware", "machine", "plain_kvm", "testing"),
 )
 """Unit tests of other packages; and those that start programs, where no mutant is on."""
 CHECKS: Final = (Kind.CHECK, Kind.CALL)

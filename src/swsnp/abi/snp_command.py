@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import Final
 
 from swsnp.abi.record import Record, Word, bits, blob, mbz, record, u8, u16, u32, u64
+from swsnp.abi.snp_page import PageType
 from swsnp.abi.snp_report import GuestPolicy, TcbVersion
 
 __all__ = [
@@ -291,17 +292,6 @@ class LaunchStart(Record):
     flags: LaunchStartFlags = u32(0x18, LaunchStartFlags)
     desired_tsc_khz: int = u32(0x1C)
     gosvw: bytes = blob(0x20, 16)
-
-
-class PageType(IntEnum):
-    """PAGE_TYPE of SNP_LAUNCH_UPDATE."""
-
-    NORMAL = 1
-    VMSA = 2
-    ZERO = 3
-    UNMEASURED = 4
-    SECRETS = 5
-    CPUID = 6
 
 
 class LaunchUpdateInfo(Word):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from swsnp.abi.record import Record, blob, mbz, record, u8, u16, u32, u64, words
+from swsnp.abi.snp_page import VMSA_GPA
 from swsnp.abi.snp_report import GuestPolicy
 
 __all__ = [
@@ -25,8 +26,6 @@ __all__ = [
 ]
 
 INITIAL_DIGEST: Final = bytes(48)
-VMSA_GPA: Final = 0xFFFF_FFFF_F000
-"""GPA under which KVM measures every VMSA page."""
 CPUID_COUNT_MAX: Final = 64
 
 

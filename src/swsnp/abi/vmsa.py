@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from swsnp.abi.record import Record, Word, bits, blob, mbz, record, sub, u8, u16, u32, u64, words
+from swsnp.abi.snp_page import GUEST_TSC_FIELDS
 
 __all__ = ["GUEST_TSC_FIELDS", "Segment", "SevFeatures", "Vmsa"]
 
@@ -101,7 +100,3 @@ class Vmsa(Record):
     fpreg_xmm: bytes = blob(0x470, 256)
     fpreg_ymm: bytes = blob(0x570, 256)
     reserved_670: bytes = mbz(0x670, 0x990)
-
-
-GUEST_TSC_FIELDS: Final = slice(0x2F0, 0x300)
-"""GUEST_TSC_SCALE and GUEST_TSC_OFFSET, taken as zero when a VMSA page is measured."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Final
 
-from swsnp.cli import VERBS
+from swsnp.cli.arguments import parser
 from swsnp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,20 +38,6 @@ PROFILES: Final = ("coco-v1", "coco-v1-revised", "linux-6.12", "linux-7.2")
 TIMES: Final = "2026-01-31, 2026-01-31T12:00Z or 2026-01-31T12:00+01:00"
 """Examples of what `moment` reads."""
 _DAY_S: Final = 86400.0
-_EXIT_CODES: Final = (
-    "exit codes: 0 good, 1 bad verdict, 2 usage, 3 unreadable input, 4 not possible on this host"
-)
-
-
-def parser(verb: str, *, description: str | None = None, epilog: str = "") -> argparse.ArgumentParser:
-    """The argument parser of one verb; `description` for a verb below another."""
-    return argparse.ArgumentParser(
-        prog=f"swsnp {verb}",
-        description=VERBS[verb] if description is None else description,
-        epilog=f"{epilog}\n\n{_EXIT_CODES}".lstrip(),
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def add_profile(command: argparse.ArgumentParser) -> None:

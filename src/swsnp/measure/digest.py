@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from functools import lru_cache
 from hashlib import sha384
-from typing import Final, TypeAlias
 
-from swsnp.abi.snp_command import PageType
-from swsnp.abi.snp_launch import PageInfo
-from swsnp.abi.vmsa import GUEST_TSC_FIELDS
+from swsnp.abi.snp_page import GUEST_TSC_FIELDS, PAGE, PAGE_INFO_SIZE, PAGE_INFO_TAIL, PageType
 from swsnp.errors import LayoutError
 
-__all__ = ["PAGE", "Permissions", "extend", "extend_range", "page_contents"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mmap import mmap
+    from typing import Final, TypeAlias
 
-PAGE: Final = 4096
+__all__ = ["PAGE", "Permissions", "extend", "extend_equal", "extend_range", "page_contents"]
+
 Permissions: TypeAlias = tuple[int, int, int]
 """Permission bytes of VMPL1, VMPL2 and VMPL3."""
 _NO_CONTENTS: Final = bytes(48)
 _NO_TSC: Final = bytes(GUEST_TSC_FIELDS.stop - GUEST_TSC_FIELDS.start)
-_TAIL: Final = slice(PageInfo.offset_of("length"), PageInfo.offset_of("gpa"))
 
 
 def page_contents(page_type: PageType, page: bytes) -> bytes:
@@ -46,16 +46,7 @@ def page_contents(page_type: PageType, page: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def _between_contents_and_gpa(page_type: PageType, imi_page: bool, permissions: Permissions) -> bytes:
-    vmpl1, vmpl2, vmpl3 = permissions
-    info = PageInfo(
-        length=PageInfo.SIZE,
-        page_type=page_type,
-        imi_page=imi_page,
-        vmpl1_perms=vmpl1,
-        vmpl2_perms=vmpl2,
-        vmpl3_perms=vmpl3,
-    )
-    return bytes(info)[_TAIL]
+    return PAGE_INFO_TAIL.pack(PAGE_INFO_SIZE, page_type, imi_page, *permissions)
 
 
 def extend(
@@ -85,15 +76,19 @@ def extend(
             f"PAGE_INFO: got a digest of {len(digest)} and contents of {len(contents)} bytes, wanted 48 each "
             "(AMD 56860)"
         )
-    if gpa >> 64:
-        raise LayoutError(f"PAGE_INFO.gpa: got {gpa:#x}, wanted 8 bytes unsigned (AMD 56860)")
+    _check_gpa(gpa)
     middle = _between_contents_and_gpa(page_type, imi_page, permissions)
     return sha384(digest + contents + middle + gpa.to_bytes(8, "little")).digest()
 
 
+def _check_gpa(gpa: int) -> None:
+    if gpa >> 64:
+        raise LayoutError(f"PAGE_INFO.gpa: got {gpa:#x}, wanted 8 bytes unsigned (AMD 56860)")
+
+
 def extend_range(
     digest: bytes,
-    data: bytes,
+    data: bytes | mmap,
     *,
     page_type: PageType,
     gpa: int,
@@ -102,16 +97,31 @@ def extend_range(
 ) -> bytes:
     """One step per 4 KiB of `data`, with rising addresses; arguments as `extend`.
 
+    A page that equals the one before it is not hashed again: firmware images are mostly empty flash.
+
     Raises:
-        LayoutError: `data` is not whole pages.
+        LayoutError: `data` is not whole pages, or as `extend`.
     """
+    if len(digest) != 48:
+        raise LayoutError(f"PAGE_INFO: got a digest of {len(digest)} bytes, wanted 48 (AMD 56860)")
+    if data:
+        _check_gpa(gpa)
+        _check_gpa(gpa + len(data) - 1)
+    middle = _between_contents_and_gpa(page_type, imi_page, permissions)
+    before, contents = b"", _NO_CONTENTS
     for at in range(0, len(data), PAGE):
-        digest = extend(
-            digest,
-            page_contents(page_type, data[at : at + PAGE]),
-            page_type=page_type,
-            gpa=gpa + at,
-            imi_page=imi_page,
-            permissions=permissions,
-        )
+        page = data[at : at + PAGE]
+        if page != before:
+            before, contents = page, page_contents(page_type, page)
+        digest = sha384(digest + contents + middle + (gpa + at).to_bytes(8, "little")).digest()
+    return digest
+
+
+def extend_equal(
+    digest: bytes, contents: bytes, count: int, *, page_type: PageType, gpa: int, step: int = PAGE
+) -> bytes:
+    """`count` steps with the same CONTENTS, at `gpa` and every `step` bytes above it; else as `extend`."""
+    for _ in range(count):
+        digest = extend(digest, contents, page_type=page_type, gpa=gpa)
+        gpa += step
     return digest

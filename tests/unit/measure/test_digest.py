@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from swsnp.abi.snp_command import PageType
 from swsnp.abi.snp_launch import INITIAL_DIGEST, VMSA_GPA, PageInfo
+from swsnp.abi.snp_page import GUEST_TSC_FIELDS, PAGE_INFO_SIZE, PAGE_INFO_TAIL
+from swsnp.abi.vmsa import Vmsa
 from swsnp.errors import LayoutError
-from swsnp.measure.digest import extend, extend_range, page_contents
+from swsnp.measure.digest import extend, extend_equal, extend_range, page_contents
 
 KNOWN = [
     (
@@ -143,3 +145,48 @@ def test_only_whole_pages_are_measured(size: int) -> None:
     """AMD 56860: LAUNCH_UPDATE works on whole pages."""
     with pytest.raises(LayoutError, match="4096"):
         extend_range(bytes(48), bytes(size), page_type=PageType.NORMAL, gpa=0)
+
+
+@pytest.mark.parametrize(("gpa", "text"), [(-4096, "got -0x1000"), ((1 << 64) - 4096, "got 0x1")])
+def test_range_out_of_the_address_space(gpa: int, text: str) -> None:
+    """AMD 56860, PAGE_INFO: GPA has 8 bytes, for the first page of a range and for the last."""
+    with pytest.raises(LayoutError, match=f"PAGE_INFO.gpa: {text}"):
+        extend_range(INITIAL_DIGEST, bytes(8192), page_type=PageType.NORMAL, gpa=gpa)
+
+
+def test_range_up_to_the_end_of_the_address_space() -> None:
+    """The last page of all is one; no page is none."""
+    gpa = (1 << 64) - 4096
+    page = bytes(4096)
+    step = extend(INITIAL_DIGEST, page_contents(PageType.NORMAL, page), page_type=PageType.NORMAL, gpa=gpa)
+    assert extend_range(INITIAL_DIGEST, page, page_type=PageType.NORMAL, gpa=gpa) == step
+    assert extend_range(INITIAL_DIGEST, b"", page_type=PageType.NORMAL, gpa=gpa) == INITIAL_DIGEST
+
+
+def test_range_on_another_digest() -> None:
+    """AMD 56860, PAGE_INFO: DIGEST_CUR has 48 bytes."""
+    with pytest.raises(LayoutError, match="got a digest of 47 bytes, wanted 48"):
+        extend_range(bytes(47), bytes(4096), page_type=PageType.NORMAL, gpa=0)
+
+
+def test_equal_pages() -> None:
+    """Steps with the same contents, at rising addresses or at one."""
+    contents = page_contents(PageType.VMSA, bytes(4096))
+    for step in (0, 4096):
+        digest = INITIAL_DIGEST
+        for number in range(3):
+            gpa = VMSA_GPA - 3 * 4096 + number * step
+            digest = extend(digest, contents, page_type=PageType.VMSA, gpa=gpa)
+        base = VMSA_GPA - 3 * 4096
+        found = extend_equal(INITIAL_DIGEST, contents, 3, page_type=PageType.VMSA, gpa=base, step=step)
+        assert found == digest
+
+
+def test_packed_tail_is_the_record() -> None:
+    """AMD 56860, PAGE_INFO: the packed form of LENGTH to VMPL3_PERMS is the record's."""
+    info = PageInfo(length=0x70, page_type=2, imi_page=1, vmpl1_perms=3, vmpl2_perms=4, vmpl3_perms=5, gpa=0)
+    assert PAGE_INFO_TAIL.pack(PAGE_INFO_SIZE, 2, 1, 3, 4, 5) == bytes(info)[0x60:0x68]
+    assert PageInfo.SIZE == PAGE_INFO_SIZE
+    offsets = {name: offset for name, offset, _ in Vmsa.layout()}
+    assert offsets["guest_tsc_scale"] == GUEST_TSC_FIELDS.start
+    assert offsets["reg_prot_nonce"] == GUEST_TSC_FIELDS.stop
