@@ -29,6 +29,7 @@ VERBS: Final = {
     "report": "explain a report field by field, or compare two",
     "certs": "certificates for operators: show and check them, build and replace blobs",
     "measure": "the launch digest of a guest, with sev-snp-measure's options",
+    "kds": "the key service: imitate it, or fetch a fleet's certificates ahead",
     "capabilities": "what this host and this build can do",
 }
 

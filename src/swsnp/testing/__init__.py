@@ -5,8 +5,9 @@
 * `HOSTILE_OPERATOR` and `play_operator`: what stands where the certificates should be.
 * `FakeClock`, `SeededEntropy`: time and chance that a test owns.
 * `swsnp.testing.fixtures`: a plugin for pytest; `swsnp.testing.strategies`: strategies for Hypothesis.
+* `swsnp.testing.kds`: the key service, imitated, on request badly.
 
-The last two are not loaded from here, so that neither pytest nor Hypothesis is needed.
+The last three are not loaded from here, so that neither pytest nor Hypothesis nor HTTP is needed.
 """
 
 from swsnp.crypto.derive import SeededEntropy

@@ -20,6 +20,7 @@ SUBVERBS: Final = {
     "check": "say what is wrong with a certificate table, by numbered rules",
     "pack": "build a certificate table and replace a VMM's blob with it",
     "unpack": "take a certificate table apart into files",
+    "fetch": "get a chip's certificates from the key service, as files or as a blob",
     "show": "explain certificates, CRLs and certificate tables",
 }
 
