@@ -55,8 +55,8 @@ def swsnp_vm(swsnp_machine: Machine) -> Iterator[VirtualMachine]:
 def swsnp_kds(swsnp_seeded_machine: Machine) -> Iterator[KdsServer]:
     """A key service that knows `swsnp_seeded_machine`, on a free port of the loopback address.
 
-    `swsnp_kds.url` is its address, `swsnp_kds.double` makes it misbehave and tells what was asked; programs in
-    other languages do both over HTTP (`swsnp.amd_ca.kds_server`). Each test has one of its own.
+    `swsnp_kds.url` is its address, `swsnp_kds.double` makes it misbehave and tells what was asked; programs
+    in other languages do both over HTTP (`swsnp.amd_ca.kds_server`). Each test has one of its own.
     """
     from swsnp.testing.kds import KdsDouble, KdsServer
 
