@@ -33,7 +33,7 @@ def read_hwid(text: str, product: Product) -> bytes:
     except ValueError:
         raise UsageError(f"chip id: got {text!r}, wanted hexadecimal digits") from None
     size = product.hwid_size
-    if len(raw) < size or any(raw[size:]) or len(raw) not in (size, 64):
+    if len(raw) not in (size, 64) or any(raw[size:]):
         raise UsageError(f"chip id: got {len(raw)} bytes, wanted {size} for {product.value}")
     return raw[:size]
 

@@ -109,12 +109,10 @@ def _leaf_request(
 
 
 def _fits(certificate: Certificate, wanted: VcekRequest) -> bool:
-    if leaf_kind(certificate) != "vcek":
-        return False
     try:
         profile = leaf_profile(certificate, wanted.product)
     except LayoutError:
-        return False
+        return False  # no leaf, or one of another product line
     return profile.hwid == wanted.hwid and profile.tcb_version() == wanted.tcb
 
 

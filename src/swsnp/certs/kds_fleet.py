@@ -128,13 +128,13 @@ class Mirrored:
 
     @property
     def complete(self) -> bool:
-        """Whether everything is there."""
-        return not self.failed and not self.not_tried
+        """Whether everything is there; what was not tried comes after something that failed."""
+        return not self.failed
 
     @property
     def unavailable(self) -> bool:
         """Whether another run may bring more."""
-        return bool(self.not_tried) or any(isinstance(each, KdsUnavailable) for each in self.failed)
+        return any(isinstance(each, KdsUnavailable) for each in self.failed)
 
 
 def mirror(

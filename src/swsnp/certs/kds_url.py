@@ -214,9 +214,9 @@ def parse_url(url: str) -> tuple[str, KdsRequest]:
     """
     if len(url) > _MAX or not _PLAIN.fullmatch(url):
         raise LayoutError(f"KDS URL: got {url[:80]!r}, wanted up to {_MAX} printable characters ({_SOURCE})")
-    scheme, mark, rest = url.partition("://")
+    scheme, _, rest = url.partition("://")
     slash = rest.find("/")
-    if not mark or slash < 0:
+    if slash < 0:
         raise LayoutError(f"KDS URL: got {url!r}, wanted http(s)://HOST/PATH ({_SOURCE})")
     return base_of(f"{scheme}://{rest[:slash]}"), parse_target(rest[slash:])
 

@@ -13,10 +13,15 @@ __all__ = ["progress"]
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     """A bar on standard error while the block runs; yields what advances it.
 
-    There is none where standard error is no terminal, or where rich is not installed.
+    There is none where standard error is no terminal, or where rich (extras `batch`, `kds`) is not installed.
+
+    Args:
+        what: one word before the bar.
+        total: how many there are.
+        done: how many of them were done before.
     """
     if not sys.stderr.isatty():
         yield _ignore
@@ -29,7 +34,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(what, total=total, completed=done)
         yield lambda count: bar.advance(task, count)
 
 

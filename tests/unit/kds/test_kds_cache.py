@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -216,6 +218,34 @@ def test_the_next_one_gets_the_lock(cache: DiskCache) -> None:
     for each in threads:
         each.join(60)
     assert (inside, most) == (0, 1)
+
+
+def test_a_lock_that_lost_its_name(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever held it before has removed the file that we have just locked: it is nobody's lock any more."""
+    lock, real = cache.path_of(CHAIN).with_name("cert_chain.pem.lock"), fcntl.flock
+    tries: list[int] = []
+
+    def remove_first(fd: int, operation: int) -> None:
+        if not tries:
+            lock.unlink()
+        tries.append(fd)
+        real(fd, operation)
+
+    monkeypatch.setattr("fcntl.flock", remove_first)
+    with cache.hold(CHAIN, 60):
+        assert lock.exists()
+    assert len(tries) == 2
+
+
+def test_a_file_system_without_locks(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said as what it is; going on without a lock would ask twice."""
+
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(HostError, match="this file system gives no locks"), cache.hold(CHAIN, 0):
+        pass
 
 
 def test_other_certificates_are_not_held_up(cache: DiskCache) -> None:

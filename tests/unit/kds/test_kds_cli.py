@@ -241,6 +241,21 @@ def test_fetch_into_what_is_no_folder(command: Command, report_file: str) -> Non
     assert "cannot be made: Not a directory" in err
 
 
+def test_verify_from_a_mirror(command: Command, today: Machine, live: KdsServer) -> None:
+    """What a mirror fetched completes a report without a network: authentic under the machine's own root."""
+    with today.create_vm(certs=None) as vm:
+        vm.boot()
+        (command.folder / "report.bin").write_bytes(vm.report(bytes(64)).report)
+    assert command.mirror("report.bin\n")[0] == 0
+    live.close()
+    (command.folder / "root.der").write_bytes(today.root_certificate)
+    words = ["verify", str(command.folder / "report.bin"), "--roots", str(command.folder / "root.der")]
+    words += ["--kds", live.url, "--offline", "--authentic-only"]
+    assert command(*words, "--cache", str(command.folder / "mirror"))[0] == 0
+    code, _, err = command(*words, "--cache", str(command.folder / "empty"))
+    assert (code, "not in the cache" in err) == (4, True)
+
+
 # kds mirror
 
 
@@ -377,6 +392,7 @@ def test_no_sub_verb(command: Command) -> None:
 def test_chips_as_people_write_them() -> None:
     """Levels by the report's names, the service's, or short; Turin's id in 8 bytes or as CHIP_ID."""
     tcb = TcbVersion.encode(Product.TURIN, fmc=1, boot_loader=2, tee=3, snp=4, microcode=5)
+    assert read_tcb("bl=0,tee=0,snp=0,ucode=255", MILAN) == 255 << 56
     for text in ("fmc=1,bl=2,tee=3,snp=4,ucode=5", "ucodeSPL=5, snp=4,teeSPL=3,boot_loader=2,FMC=1"):
         assert read_tcb(text, Product.TURIN) == tcb
     assert read_hwid("00" * 7 + "01", Product.TURIN) == bytes(7) + b"\1"
@@ -389,7 +405,8 @@ def test_chips_as_people_write_them() -> None:
         ("", MILAN), ("bl=1,tee=0,snp=1", MILAN), ("bl=1,tee=0,snp=1,ucode=1,ucode=1", MILAN),
         ("fmc=1,bl=1,tee=0,snp=1,ucode=1", MILAN), ("bl=1,tee=0,snp=1,ucode=256", MILAN),
         ("bl=1,tee=0,snp=1,ucode=-1", MILAN), ("bl=1,tee=0,snp=1,ucode=", MILAN),
-        ("bl=1,tee=0,snp=1,ucode=²", MILAN), ("bl=1,tee=0,snp=1,x=1", MILAN),
+        ("bl=1,tee=0,snp=1,ucode=²", MILAN), ("bl=1,tee=0,snp=1,ucode=\u0661", MILAN),
+        ("bl=1,tee=0,snp=1,x=1", MILAN),
         ("bl=1,tee=0,snp=1,ucode=1", Product.TURIN),
     ],
 )  # fmt: skip

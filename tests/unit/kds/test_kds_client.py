@@ -84,6 +84,7 @@ def test_chains_and_lists_age(bench: Bench, request_: ChainRequest, age: timedel
     """Chains are good for a week, lists for a day: a new one may name what has been revoked since."""
     client = bench.client()
     client.get(request_)
+    assert client.is_kept(request_)
     bench.now += age - timedelta(seconds=1)
     client.get(request_)
     assert bench.statuses == [200]
@@ -119,6 +120,16 @@ def test_while_the_service_is_away_the_kept_chain_serves(
     bench.clock.now += 300
     client.get(request)
     assert bench.statuses == [200, 503, 503]
+
+
+def test_a_list_at_its_end_still_counts(bench: Bench) -> None:
+    """The end itself is inside; a second later what the service still has is refused."""
+    request = CrlRequest(product=Product.MILAN)
+    bench.now = bench.client(cache=MemoryCache()).get(request).ends
+    bench.client(cache=MemoryCache()).get(request)
+    bench.now += timedelta(seconds=1)
+    with pytest.raises(KdsContentError, match="its time ended at 2027-01-01"):
+        bench.client(cache=MemoryCache()).get(request)
 
 
 def test_a_list_past_its_end_does_not_serve(bench: Bench) -> None:
@@ -413,9 +424,10 @@ def test_a_chain_in_another_form(bench: Bench) -> None:
         client.get(bench.vcek_request())
 
 
-def test_retry_after_date_without_a_zone(bench: Bench) -> None:
-    """HTTP dates are GMT, said or not."""
+@pytest.mark.parametrize("moment", ["00:00:05 GMT", "00:00:05 -0000", "01:00:05 +0100", "00:00:05"])
+def test_retry_after_date_in_any_zone(bench: Bench, moment: str) -> None:
+    """HTTP dates are GMT; one with another zone means that one, one without any means GMT."""
     assert bench.now == datetime(2026, 1, 1, tzinfo=UTC)
-    bench.double.misbehave(throttled(1, "Thu, 01 Jan 2026 00:00:05 -0000"))
+    bench.double.misbehave(throttled(1, f"Thu, 01 Jan 2026 {moment}"))
     bench.client().get(bench.vcek_request())
     assert bench.clock.slept == [5.0]

@@ -13,6 +13,7 @@ from swsnp.certs.kds_errors import KdsThrottled
 from swsnp.certs.kds_evidence import complete_evidence, missing_requests
 from swsnp.certs.kds_url import ChainRequest, VcekRequest
 from swsnp.certs.x509_reader import to_pem
+from swsnp.machine import Machine
 from swsnp.verify import Roots, verify
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.unit.kds.conftest import Bench
-
-    from swsnp.machine import Machine
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +91,14 @@ def test_a_leaf_that_does_not_fit_is_no_leaf(bench: Bench, reports: dict[Product
     assert evidence == (*given, machine.vcek_certificate())
     roots = Roots.of(machine.root_certificate)
     assert verify(report, certificates=evidence, roots=roots, at=bench.now).authenticated
+
+
+def test_another_chips_leaf_is_no_leaf(bench: Bench, reports: dict[Product, bytes]) -> None:
+    """The same product, the same TCB, another chip."""
+    machine = bench.machines[Product.MILAN]
+    other = Machine(same_root_as=machine).vcek_certificate()
+    given = (other, machine.hierarchy.ask, machine.hierarchy.ark)
+    assert missing_requests(reports[Product.MILAN], given) == (bench.vcek_request(),)
 
 
 def test_what_cannot_be_read_is_the_verifiers_to_name(bench: Bench, reports: dict[Product, bytes]) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -138,6 +139,22 @@ def test_no_answer_is_read_past_its_limit(server: KdsServer) -> None:
     transport = HttpTransport()
     with pytest.raises(KdsContentError, match="got more than 100 bytes"):
         transport.get(f"{server.url}/vcek/v1/Milan/cert_chain", timeout_s=20, limit=100)
+
+
+def test_at_its_limits_an_answer_is_whole(server: KdsServer) -> None:
+    """As many bytes as allowed, and the last of them as late as allowed."""
+    url = f"{server.url}/vcek/v1/Milan/cert_chain"
+    size = len(HttpTransport().get(url, timeout_s=20, limit=1 << 16).body)
+    ticks = iter((100.0, *50 * (120.0,)))
+    timed = HttpTransport(monotonic=lambda: next(ticks))
+    assert len(timed.get(url, timeout_s=20, limit=size).body) == size
+
+
+def test_without_urllib3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheel without extras: an error with the remedy."""
+    monkeypatch.setitem(sys.modules, "urllib3", None)
+    with pytest.raises(HostError, match=r"urllib3 is not installed; remedy: pip install 'swsnp\[kds\]'"):
+        HttpTransport().get("http://127.0.0.1:1/x", timeout_s=1, limit=1)
 
 
 def test_silence_is_timed(server: KdsServer) -> None:

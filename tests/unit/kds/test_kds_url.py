@@ -175,6 +175,21 @@ def test_no_address(base: str) -> None:
         base_of(base)
 
 
+def test_limits_of_length() -> None:
+    """2,048 characters are looked at, 2,049 are not."""
+    for parse, start, what in ((parse_target, "/", "path"), (parse_url, f"{KDS}/", "URL")):
+        with pytest.raises(LayoutError, match=rf"KDS {what}: .* wanted up to 2048"):
+            parse(start + (2049 - len(start)) * "a")
+        with pytest.raises(LayoutError, match="KDS path: .* wanted /vcek"):
+            parse(start + (2048 - len(start)) * "a")
+
+
+def test_no_host() -> None:
+    """A path, and nobody to ask for it."""
+    with pytest.raises(UsageError, match="KDS address: got 'https://'"):
+        parse_url("https:///vcek/v1/Milan/crl")
+
+
 def test_one_form_of_an_address() -> None:
     """The cache goes by the address, so it has one form."""
     assert base_of("HTTPS://KdsIntf.amd.com/") == KDS

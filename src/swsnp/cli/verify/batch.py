@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from swsnp.cli import BAD_VERDICT, GOOD
+from swsnp.cli.progress import progress
 from swsnp.cli.verify.batch_results import SCHEMA, ResultFile, Tally
 from swsnp.cli.verify.batch_rows import open_source
 from swsnp.cli.verify.batch_work import Judge, judged, workers
 from swsnp.cli.verify.evidence import gather_common
-from swsnp.cli.verify.progress import progress
 from swsnp.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _judge_all(
     count = options.jobs or len(os.sched_getaffinity(0))
     left = len(source) - len(done)
     size = min(_LARGEST_CHUNK, max(1, left // (count * _CHUNKS_PER_WORKER)))
-    with workers(judge, count) as submit, progress(len(source), len(done)) as advance:
+    with workers(judge, count) as submit, progress("verify", len(source), len(done)) as advance:
         for lines, verdicts in judged(submit, source.chunks(size, done), count):
             sink.append(lines, verdicts)
             advance(len(lines))

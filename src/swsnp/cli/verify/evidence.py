@@ -188,7 +188,9 @@ def complete(evidence: Evidence, options: argparse.Namespace) -> Evidence:
     from swsnp.certs.kds_client import KdsClient
     from swsnp.certs.kds_evidence import complete_evidence
 
-    client = KdsClient(DiskCache(default_folder()), base=options.kds, offline=options.offline)
+    client = KdsClient(
+        DiskCache(options.cache or default_folder()), base=options.kds, offline=options.offline
+    )
     before = given(evidence)
     found = complete_evidence(evidence.report, before, client, product=options.product)
     more = found[len(before) :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.snp_report import Product
@@ -109,6 +110,12 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     group.add_argument("--kds", metavar="URL", help="fetch them from this key service, and keep them on disk")
     group.add_argument(
         "--offline", action="store_true", help="use no network (the default); with --kds, use what was kept"
+    )
+    group.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        help="where its answers are kept, also by `swsnp kds mirror` (default: in the user's cache folder)",
     )
 
 
