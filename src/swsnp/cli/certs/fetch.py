@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swsnp.abi.ghcb import CertTableGuid
 from swsnp.abi.snp_report import AttestationReport, SigningKey
 from swsnp.certs.chip_words import read_hwid, read_tcb
 from swsnp.certs.kds_extensions import issuing_product, leaf_kind, leaf_profile
 from swsnp.certs.kds_url import ChainRequest, CrlRequest, LeafKind, VcekRequest, vcek_of_report
-from swsnp.certs.table import TableEntry, pack
 from swsnp.certs.x509_reader import read as read_certificate
 from swsnp.certs.x509_reader import to_pem
 from swsnp.cli import GOOD, common
@@ -70,19 +68,15 @@ def run(arguments: Sequence[str]) -> int:
         return GOOD
     found = _fetch(wanted, client)
     if options.out is not None:
-        written = {options.out: _table(wanted.kind, found)}
+        written = _write_blob(found, options)
     else:
-        written = _files(options.out_dir, wanted.kind, found)
-    for path, data in written.items():
-        common.save(path, data)
+        written = _write_files(found, wanted.kind, options.out_dir)
     if options.json:
         print(
-            json.dumps(
-                {"urls": urls, "files": {str(path): len(data) for path, data in written.items()}}, indent=2
-            )
+            json.dumps({"urls": urls, "files": {str(path): size for path, size in written.items()}}, indent=2)
         )
     else:
-        print("\n".join(f"{path}: {len(data)} bytes" for path, data in written.items()))
+        print("\n".join(f"{path}: {size} bytes" for path, size in written.items()))
     return GOOD
 
 
@@ -100,6 +94,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     out.add_argument("--out", type=Path, metavar="BLOB", help="write a certificate table")
     out.add_argument("--out-dir", type=Path, metavar="DIR", help="write DER files, and the chain in PEM")
     out.add_argument("--urls", action="store_true", help="print URLs, fetch nothing")
+    common.add_lock_timeout(command)
     add_client(command)
     command.add_argument("--json", action="store_true", help="machine-readable output")
     return command.parse_args(arguments)
@@ -162,17 +157,17 @@ def _fetch(wanted: _Wanted, client: KdsClient) -> dict[str, bytes]:
     return found
 
 
-def _table(kind: LeafKind, found: dict[str, bytes]) -> bytes:
-    guids = {
-        "leaf": CertTableGuid.VCEK if kind == "vcek" else CertTableGuid.VLEK,
-        "ask": CertTableGuid.ASK,
-        "ark": CertTableGuid.ARK,
-        "crl": CertTableGuid.CRL,
-    }
-    return pack(TableEntry(guid=guids[role], data=data) for role, data in found.items())
+def _write_blob(found: dict[str, bytes], options: argparse.Namespace) -> dict[Path, int]:
+    """A table in AMD's order, put where VMMs read it, under the lock that they respect."""
+    from swsnp.certs.blob_file import replace
+    from swsnp.certs.build import build
+
+    blob = build(found.items())
+    replace(options.out, blob, timeout_s=options.lock_timeout)
+    return {options.out: len(blob)}
 
 
-def _files(folder: Path, kind: LeafKind, found: dict[str, bytes]) -> dict[Path, bytes]:
+def _write_files(found: dict[str, bytes], kind: LeafKind, folder: Path) -> dict[Path, int]:
     """Under the names that AMD's and virtee's tools use; the chain again in PEM, as the service has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,4 +176,6 @@ def _files(folder: Path, kind: LeafKind, found: dict[str, bytes]) -> dict[Path, 
     names = {"leaf": kind, "ask": "ask" if kind == "vcek" else "asvk", "ark": "ark", "crl": "crl"}
     files = {folder / f"{names[role]}.der": data for role, data in found.items()}
     files[folder / "cert_chain.pem"] = to_pem(found["ask"]) + to_pem(found["ark"])
-    return files
+    for path, data in files.items():
+        common.save(path, data)
+    return {path: len(data) for path, data in files.items()}
