@@ -64,6 +64,7 @@ HELD = [
     Held(kvm.KvmCreateGuestMemfd, "kvm_create_guest_memfd", "kvm.h"),
     Held(kvm.KvmUserspaceMemoryRegion2, "kvm_userspace_memory_region2", "kvm.h"),
     Held(kvm.KvmMemoryAttributes, "kvm_memory_attributes", "kvm.h"),
+    Held(kvm.KvmPreFaultMemory, "kvm_pre_fault_memory", "kvm.h"),
     Held(kvm.KvmMpState, "kvm_mp_state", "kvm.h"),
     Held(
         sev_guest.SnpGuestRequestIoctl, "snp_guest_request_ioctl", "sev-guest.h", skip=frozenset({"pad_01"})

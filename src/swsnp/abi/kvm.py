@@ -30,6 +30,7 @@ __all__ = [
     "KvmDeviceAttr",
     "KvmEnableCap",
     "KvmMemoryAttributes",
+    "KvmPreFaultMemory",
     "KvmMpState",
     "KvmRunPage",
     "KvmSevCmd",
@@ -95,6 +96,7 @@ class Capability(IntEnum):
     MEMORY_ATTRIBUTES = 233
     GUEST_MEMFD = 234
     VM_TYPES = 235
+    PRE_FAULT_MEMORY = 236
     EXIT_COCO = 237
     """The series' number; upstream gave 237 to another capability."""
 
@@ -413,6 +415,16 @@ class KvmMemoryAttributes(Record):
     size: int = u64(8)
     attributes: int = u64(16)
     flags: int = u64(24)
+
+
+@record(size=64, source="Linux, struct kvm_pre_fault_memory")
+class KvmPreFaultMemory(Record):
+    """KVM_PRE_FAULT_MEMORY; comes back with what is left."""
+
+    gpa: int = u64(0)
+    size: int = u64(8)
+    flags: int = u64(16)
+    padding: bytes = blob(24, 40)
 
 
 @record(size=4, source="Linux, struct kvm_mp_state")

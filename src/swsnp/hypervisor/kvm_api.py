@@ -55,6 +55,7 @@ _ALWAYS: Final = {
     Capability.SYSTEM_EVENT_DATA: 1,
     Capability.USER_MEMORY2: 1,
     Capability.MEMORY_FAULT_INFO: 1,
+    Capability.PRE_FAULT_MEMORY: 1,
     APIC_BUS_CYCLES_NS: 1,  # the default period in ns; in the series the number means EXIT_COCO, mask 1
 }
 _WITH_PRIVATE_MEMORY: Final = {

@@ -32,6 +32,8 @@ class SevState:
     request_page: int = 0
     response_page: int = 0
     ap_jump_table: int = 0
+    pre_fault_allowed: bool = False
+    """The launch is over: pages that the guest has not touched may be given to it."""
     request_mutex: threading.Lock = field(default_factory=threading.Lock)
 
 

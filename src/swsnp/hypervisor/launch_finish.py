@@ -74,6 +74,7 @@ def _finish(vm: Vm, sev: SevState, wanted: KvmSevSnpLaunchFinish, id_pages: tupl
         host_data=wanted.host_data,
     )
     result = vm.driver.issue_by_fd(vm.task, sev.sev_fd, Command.SNP_LAUNCH_FINISH, bytes(buffer))
+    sev.pre_fault_allowed = sev.pre_fault_allowed or not result.ret
     return Step(result.ret, result.fw)
 
 

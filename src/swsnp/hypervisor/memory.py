@@ -7,6 +7,7 @@ Source: Linux, virt/kvm/kvm_main.c (memslots, attributes), arch/x86/kvm/svm/sev.
 
 from __future__ import annotations
 
+import errno
 import threading
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -304,6 +305,20 @@ class NestedPaging:
         if done is None:
             raise GuestAccessFault(NestedPageFault(gpa, private=True, write=True))
         return int(done)
+
+    def pre_fault(self, gpa: int) -> int:
+        """Map a page as the guest's first touch would: 0, -ENOENT without memslot, -EFAULT without memory."""
+        with self._lock:
+            if self.slot_at(gpa) is None:
+                return -errno.ENOENT
+            try:
+                if self.attributes.get(gpa >> 12) & _PRIVATE:
+                    self._find_private(gpa, write=False)
+                else:
+                    self._host_page(gpa)
+            except (BusError, GuestAccessFault):
+                return -errno.EFAULT
+        return 0
 
     def _shared_run(self, gpa: int, size: int) -> tuple[memoryview, range] | None:
         """A shared range of several pages in one memslot, with its pages' system addresses.

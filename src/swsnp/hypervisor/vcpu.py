@@ -103,7 +103,8 @@ class Vcpu:
         """The event whose registers go back into its GHCB at the next entry: mapped until then."""
         self.registered_ghcb: int | None = None
         self._cbit = cbit
-        self._mutex = threading.Lock()
+        self.mutex = threading.Lock()
+        """One ioctl on the vCPU at a time."""
         self._pending: UserspaceWanted | None = None
         self.startup = Startup(self)
         self.msrs = Msrs(self)
@@ -135,7 +136,7 @@ class Vcpu:
         """
         if self.vm.bugged:
             return -errno.EIO
-        with self._mutex:
+        with self.mutex:
             if request == _KVM_RUN:
                 result = self._run(arg)
                 if (emit := self.vm.trace.emit) is not None:
