@@ -121,7 +121,9 @@ class SecretsPage(Record):
     svsm_guest_vmpl: int = u8(0x15C)
     reserved_15d: bytes = mbz(0x15D, 3)
     tsc_factor: int = u32(0x160)
-    reserved_164: bytes = mbz(0x164, 0xE9C)
+    reserved_164: int = u32(0x164)
+    launch_mit_vector: int = u64(0x168)
+    reserved_170: bytes = mbz(0x170, 0xE90)
 
     def __repr__(self) -> str:
         return f"SecretsPage(version={self.version}, keys withheld)"

@@ -215,6 +215,7 @@ def _secrets_page(platform: Platform, guest: GuestContext) -> SecretsPage:
         vmpck2=vmpck2,
         vmpck3=vmpck3,
         tsc_factor=platform.chip.settings.tsc_factor,
+        launch_mit_vector=guest.launch_mit_vector if platform.chip.settings.tells_mitigations else 0,
     )
 
 

@@ -62,7 +62,7 @@ def unsigned_report(chip: Chip, guest: GuestContext, signing_key: SigningKey) ->
     """The report of a guest without VMPL, REPORT_DATA and signature."""
     settings, variables = chip.settings, chip.variables
     named = settings.report_version >= 3
-    mitigations = settings.report_version >= 5
+    mitigations = settings.tells_mitigations
     current, committed = variables.current_version, variables.committed_version
     return AttestationReport(
         version=settings.report_version,

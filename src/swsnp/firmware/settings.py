@@ -10,6 +10,10 @@ from swsnp.abi.snp_report import Product, TcbVersion
 __all__ = ["ApiVersion", "ChipSettings", "fms_eax", "preset"]
 
 
+_MITIGATIONS_SINCE: Final = 5
+"""Report version."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiVersion:
     """A firmware version: API major and minor, build."""
@@ -75,6 +79,11 @@ class ChipSettings:
     """On: a guest message shorter than its type is refused instead of read as if zeros followed."""
     strict_vmpl: bool = True
     """On: a requested VMPL above 3 is refused, as AMD 56860 prints; firmware 1.55 does not test it."""
+
+    @property
+    def tells_mitigations(self) -> bool:
+        """Whether reports, and secrets pages, carry mitigation vectors."""
+        return self.report_version >= _MITIGATIONS_SINCE
 
 
 def fms_eax(settings: ChipSettings) -> int:

@@ -410,7 +410,19 @@ def test_secrets_page(make_rig: MakeRig, product: Product, fms: int) -> None:
         vmpck2=keys[2],
         vmpck3=keys[3],
         tsc_factor=200,
+        launch_mit_vector=0x3F if product is Product.TURIN else 0,
     )
+
+
+@pytest.mark.parametrize(("report_version", "told"), [(2, 0), (3, 0), (5, 9)])
+def test_secrets_page_and_mitigations(make_rig: MakeRig, report_version: int, told: int) -> None:
+    """AMD 56860 1.58: LAUNCH_MIT_VECTOR, which MSG_KEY_REQ may bind a key to, where reports have it too."""
+    rig = make_rig(report_version=report_version, mit_vector=1, mit_supported=8)
+    rig.chip.verify_mitigation(8)
+    gctx = rig.launching()
+    page = rig.guest_page(1, 0x2000)
+    assert rig.update(gctx, page, PageType.SECRETS) == S.SUCCESS
+    assert SecretsPage.parse(rig.memory.read(page, 4096)).launch_mit_vector == told
 
 
 @pytest.mark.parametrize(("khz", "scale"), [(2_000_000, 0x140A42B182), (2_400_000, 0x180C500836), (0, 0)])
