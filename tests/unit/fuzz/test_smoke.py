@@ -40,6 +40,7 @@ def test_every_reader_has_a_harness() -> None:
         "pem",
         "envelopes",
         "report_forms",
+        "batch_results",
         "classify",
         "verify",
         "qemu",
