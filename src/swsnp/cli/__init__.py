@@ -30,6 +30,7 @@ VERBS: Final = {
     "certs": "certificates for operators: show and check them, build and replace blobs",
     "measure": "the launch digest of a guest, with sev-snp-measure's options",
     "kds": "the key service: imitate it, or fetch a fleet's certificates ahead",
+    "id-block": "create, check and show the ID block that a launch has to match",
     "capabilities": "what this host and this build can do",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
@@ -83,6 +83,26 @@ class SigningKey:
             numbers.x.to_bytes(_COORDINATE, "big"),
             numbers.y.to_bytes(_COORDINATE, "big"),
         )
+
+    @classmethod
+    def from_pem(cls, pem: bytes, *, deterministic: bool = False) -> SigningKey:
+        """The key of a PEM file, PKCS #8 or SEC 1, without a password.
+
+        Raises:
+            LayoutError: not a private key in PEM, one that is encrypted, or not on P-384.
+        """
+        try:
+            private = serialization.load_pem_private_key(pem, password=None)
+        except TypeError:
+            raise LayoutError("private key: got one with a password, wanted one without") from None
+        except (ValueError, UnsupportedAlgorithm):
+            raise LayoutError("private key: got something else, wanted PEM of a P-384 key") from None
+        curve = private.curve.name if isinstance(private, ec.EllipticCurvePrivateKey) else "no curve"
+        if not isinstance(private, ec.EllipticCurvePrivateKey) or curve != _CURVE.name:
+            raise LayoutError(
+                f"private key: got {type(private).__name__} on {curve}, wanted P-384 (AMD 56860)"
+            )
+        return cls.from_scalar(private.private_numbers().private_value, deterministic=deterministic)
 
     @property
     def public_point(self) -> tuple[bytes, bytes]:
