@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from uuid import UUID
 
-__all__ = ["ROLE_GUIDS", "build"]
+__all__ = ["ROLE_GUIDS", "build_table"]
 
 ROLE_GUIDS: Final = {
     Role.VCEK: CertTableGuid.VCEK,
@@ -33,7 +33,7 @@ ROLE_GUIDS: Final = {
 """The entry of each certificate; one stands for ASK and ASVK."""
 
 
-def build(files: Iterable[tuple[str, bytes]], *, others: Iterable[tuple[UUID, bytes]] = ()) -> bytes:
+def build_table(files: Iterable[tuple[str, bytes]], *, others: Iterable[tuple[UUID, bytes]] = ()) -> bytes:
     """Build a table in canonical form: DER, packed, GUIDs in textual order.
 
     Args:

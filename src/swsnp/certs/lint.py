@@ -23,12 +23,12 @@ from swsnp.errors import InputError, UsageError
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["RULES", "Expected", "Finding", "LintResult", "Severity", "lint"]
+__all__ = ["RULES", "Expected", "Finding", "LintResult", "Severity", "lint_table"]
 
 _NOTHING = Expected()
 
 
-def lint(blob: bytes, *, at: datetime, expected: Expected = _NOTHING) -> LintResult:
+def lint_table(blob: bytes, *, at: datetime, expected: Expected = _NOTHING) -> LintResult:
     """Look at a table.
 
     Args:

@@ -24,6 +24,7 @@ __all__ = [
     "add_profile",
     "add_seed",
     "at_of",
+    "folder",
     "moment",
     "parser",
     "positive",
@@ -124,6 +125,20 @@ def seconds(text: str) -> float:
     if not 0 <= value < _DAY_S:
         raise ValueError(text)
     return value
+
+
+def folder(name: str) -> Path:
+    """A directory to write into, made if it is not there.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    path = Path(name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be made: {error.strerror}") from None
+    return path
 
 
 def save(path: Path, data: bytes) -> None:

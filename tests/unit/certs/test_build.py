@@ -10,8 +10,8 @@ from tests.unit.certs.conftest import NOW
 
 from swsnp.abi.ghcb import CertTableGuid
 from swsnp.abi.snp_report import AttestationReport
-from swsnp.certs.build import build
-from swsnp.certs.lint import lint
+from swsnp.certs.build import build_table
+from swsnp.certs.lint import lint_table
 from swsnp.certs.table import TableEntry, pack, parse
 from swsnp.certs.x509_reader import to_pem
 from swsnp.errors import InputError
@@ -31,7 +31,7 @@ def test_any_order_any_encoding(milan: Authority) -> None:
         ("ark again", hierarchy.ark),
         ("leaf", b"text\n" + to_pem(milan.vcek)),
     ]
-    blob = build(files, others=[(OTHER, b"opaque")])
+    blob = build_table(files, others=[(OTHER, b"opaque")])
     assert [(each.guid, each.data) for each in parse(blob)] == [
         (CertTableGuid.VCEK, milan.vcek),
         (CertTableGuid.ASK, hierarchy.ask),
@@ -39,13 +39,13 @@ def test_any_order_any_encoding(milan: Authority) -> None:
         (CertTableGuid.CRL, milan.crl),
         (OTHER, b"opaque"),
     ]
-    assert lint(blob, at=NOW).clean
-    assert build(reversed(files), others=[(OTHER, b"opaque")]) == blob
+    assert lint_table(blob, at=NOW).clean
+    assert build_table(reversed(files), others=[(OTHER, b"opaque")]) == blob
 
 
 def test_asvk_goes_into_asks_entry(milan: Authority) -> None:
     """AMD 56421: one GUID for ASK and ASVK."""
-    blob = build([("a", milan.hierarchy.asvk), ("b", milan.vlek)])
+    blob = build_table([("a", milan.hierarchy.asvk), ("b", milan.vlek)])
     assert [each.guid for each in parse(blob)] == [CertTableGuid.VLEK, CertTableGuid.ASK]
 
 
@@ -57,11 +57,11 @@ def test_a_table_is_a_source_too(milan: Authority) -> None:
             TableEntry(guid=OTHER, data=b"-----BEGIN"),
         ]
     )
-    assert [(each.guid, each.data) for each in parse(build([("t", table)]))] == [
+    assert [(each.guid, each.data) for each in parse(build_table([("t", table)]))] == [
         (CertTableGuid.VCEK, milan.vcek),
         (OTHER, b"-----BEGIN"),
     ]
-    assert build([]) == bytes(24)
+    assert build_table([]) == bytes(24)
 
 
 def test_refusals(milan: Authority) -> None:
@@ -85,8 +85,8 @@ def test_refusals(milan: Authority) -> None:
         ([("c", milan.crl.replace(b"\x02\x01\x01", b"\x02\x01\x00", 1))], "c: CRL.version: got v1"),
     ):
         with pytest.raises(InputError, match=f"^{text}"):
-            build(files)
+            build_table(files)
     with pytest.raises(InputError, match="entry 0: the zero GUID"):
-        build([], others=[(UUID(int=0), b"x")])
+        build_table([], others=[(UUID(int=0), b"x")])
     with pytest.raises(InputError, match=f"--entry {CertTableGuid.ARK}: ARK is given already by a"):
-        build([("a", hierarchy.ark)], others=[(CertTableGuid.ARK, b"x")])
+        build_table([("a", hierarchy.ark)], others=[(CertTableGuid.ARK, b"x")])

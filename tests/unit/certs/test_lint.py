@@ -19,7 +19,7 @@ from swsnp.abi.snp_report import SIGNED_SIZE, AttestationReport, Product, Signer
 from swsnp.amd_ca import assemble
 from swsnp.amd_ca.manufacture import TEST_ORGANIZATION, Hierarchy
 from swsnp.certs.crl import read_crl
-from swsnp.certs.lint import RULES, Expected, LintResult, Severity, lint
+from swsnp.certs.lint import RULES, Expected, LintResult, Severity, lint_table
 from swsnp.certs.table import TableEntry, pack
 from swsnp.certs.x509_reader import read, to_pem
 from swsnp.crypto import ecdsa
@@ -54,7 +54,7 @@ def broken(result: LintResult) -> list[str]:
 
 
 def look(blob: bytes, *, at: datetime = AT, **expected: Any) -> LintResult:
-    return lint(blob, at=at, expected=Expected(**expected))
+    return lint_table(blob, at=at, expected=Expected(**expected))
 
 
 def parts(milan: Authority) -> dict[UUID, bytes]:
@@ -568,7 +568,7 @@ def test_every_rule_has_its_test() -> None:
 def test_wrong_arguments(good: bytes) -> None:
     """A time without a zone and a report of another size are the caller's mistakes."""
     with pytest.raises(UsageError, match="without a time zone"):
-        lint(good, at=datetime(2024, 1, 1))  # noqa: DTZ001  # what is refused
+        lint_table(good, at=datetime(2024, 1, 1))  # noqa: DTZ001  # what is refused
     with pytest.raises(InputError, match="got 1183 bytes, wanted 1184"):
         look(good, report=bytes(1183))
 

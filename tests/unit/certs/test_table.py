@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from types import ModuleType
 from uuid import UUID
 
 import pytest
@@ -128,3 +129,17 @@ def test_what_was_packed_is_parsed(parts: list[bytes]) -> None:
     blob = pack(TableEntry(guid=UUID(int=n + 1), data=each) for n, each in enumerate(parts))
     assert [each.data for each in parse(blob)] == parts
     assert pack(parse(blob)) == blob
+
+
+def test_public_names() -> None:
+    """Every name that the package promises can be fetched, and is no module."""
+    import swsnp.certs
+    import swsnp.certs.build
+    import swsnp.certs.lint
+
+    for name in swsnp.certs.__all__:
+        found = getattr(swsnp.certs, name)
+        assert found is not None
+        assert not isinstance(found, ModuleType)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = swsnp.certs.nothing

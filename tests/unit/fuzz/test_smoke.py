@@ -42,6 +42,8 @@ def test_every_reader_has_a_harness() -> None:
         "report_forms",
         "batch_results",
         "classify",
+        "lint",
+        "manifest",
         "verify",
         "qemu",
         "ioctl",

@@ -21,6 +21,7 @@ SUBVERBS: Final = {
     "pack": "build a certificate table and replace a VMM's blob with it",
     "unpack": "take a certificate table apart into files",
     "fetch": "get a chip's certificates from the key service, as files or as a blob",
+    "make": "make an emulated hierarchy and a blob of it",
     "show": "explain certificates, CRLs and certificate tables",
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.snp_report import Product
 from swsnp.certs.classify import Form, form_of
-from swsnp.certs.lint import RULES, Expected, Severity, lint
+from swsnp.certs.lint import RULES, Expected, Severity, lint_table
 from swsnp.cli import BAD_VERDICT, GOOD, common
 from swsnp.cli.certs import parser
 from swsnp.cli.inputs import read, read_report
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str], *, now: Callable[[], datetime] = common.utc_no
         raise UsageError("wanted a BLOB, or --rules")
     blob = read(options.file, wanted=_WANTED)
     _require_table(blob, options.file)
-    result = lint(blob, at=common.at_of(options, now=now), expected=_expected(options))
+    result = lint_table(blob, at=common.at_of(options, now=now), expected=_expected(options))
     if options.json:
         print(json.dumps({"file": options.file, **result.as_dict()}, indent=2))
     else:

@@ -160,9 +160,9 @@ def _fetch(wanted: _Wanted, client: KdsClient) -> dict[str, bytes]:
 def _write_blob(found: dict[str, bytes], options: argparse.Namespace) -> dict[Path, int]:
     """A table in AMD's order, put where VMMs read it, under the lock that they respect."""
     from swsnp.certs.blob_file import replace
-    from swsnp.certs.build import build
+    from swsnp.certs.build import build_table
 
-    blob = build(found.items())
+    blob = build_table(found.items())
     replace(options.out, blob, timeout_s=options.lock_timeout)
     return {options.out: len(blob)}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from swsnp.certs.build import build
-from swsnp.certs.lint import Severity, lint
+from swsnp.certs.build import build_table
+from swsnp.certs.lint import Severity, lint_table
 from swsnp.certs.manifest import is_manifest, put_together
 from swsnp.certs.table import npages
 from swsnp.cli import BAD_VERDICT, GOOD, common
@@ -46,8 +46,8 @@ def run(arguments: Sequence[str], *, now: Callable[[], datetime] = common.utc_no
         blob = _from_manifest(*contents[0])
     else:
         others = [(guid, read(name, wanted="an entry's data")) for guid, name in options.entry]
-        blob = build(contents, others=others)
-    result = lint(blob, at=common.at_of(options, now=now))
+        blob = build_table(contents, others=others)
+    result = lint_table(blob, at=common.at_of(options, now=now))
     errors = any(each.severity is Severity.ERROR for each in result.findings)
     written = not errors or options.force or bool(manifests)
     if written:

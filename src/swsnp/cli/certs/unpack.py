@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from swsnp.certs.blob_file import replace
 from swsnp.certs.manifest import MANIFEST, take_apart
 from swsnp.cli import GOOD, common
 from swsnp.cli.certs import parser
@@ -39,24 +39,15 @@ def run(arguments: Sequence[str]) -> int:
         files = take_apart(read(options.file, wanted="a certificate table"), options.form)
     except LayoutError as error:
         raise InputError(f"{options.file}: {error}; `swsnp certs check` says all that is wrong") from None
-    folder = _folder(options.out_dir)
+    folder = common.folder(options.out_dir)
     there = [name for name in files if (folder / name).exists()]
     if there and not options.force:
         raise UsageError(f"{folder / there[0]}: is there already; --force overwrites it")
     # the manifest last: with it the folder is complete
     for name in sorted(files, key=lambda each: each == MANIFEST):
-        common.save(folder / name, files[name])
+        replace(folder / name, files[name])
     if options.json:
         print(json.dumps({"out_dir": options.out_dir, "files": {name: len(files[name]) for name in files}}))
     else:
         print("\n".join(f"{folder / name}: {len(data)} bytes" for name, data in files.items()))
     return GOOD
-
-
-def _folder(name: str) -> Path:
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be made: {error.strerror}") from None
-    return folder
