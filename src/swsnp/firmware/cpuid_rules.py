@@ -8,7 +8,28 @@ from typing import Final, TypeAlias
 
 from swsnp.abi.snp_launch import CpuidFunction
 
-__all__ = ["ANY", "Leaf", "Limits", "Rule", "Rules", "ZERO", "exact", "fields", "limit", "mask", "number"]
+__all__ = [
+    "ANY",
+    "ANY_LEAF",
+    "Leaf",
+    "Limits",
+    "Rule",
+    "Rules",
+    "ZERO",
+    "compacted_size",
+    "components",
+    "exact",
+    "fields",
+    "fms",
+    "limit",
+    "mask",
+    "number",
+    "standard_size",
+]
+
+_REGISTER: Final = 0xFFFF_FFFF
+_X87_AND_SSE: Final = 0x3
+_LEGACY_AREA: Final = 0x240
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +75,38 @@ def fields(*numbers: tuple[int, int, Callable[[int], int]], other: int = 0) -> R
     return allowed
 
 
-ANY: Final = mask(0xFFFF_FFFF)
+def fms(_entry: CpuidFunction, claimed: int, limits: Limits) -> int:
+    """Family, model and stepping: numerically at most the part's own."""
+    return min(claimed, limits.fms)
+
+
+def components(allowed: int) -> Rule:
+    """Leaf Dh EAX: components of XCR0, of which x87 and SSE are always there."""
+    return lambda _entry, claimed, _limits: claimed & allowed | _X87_AND_SSE
+
+
+def standard_size(ends: Mapping[int, int]) -> Rule:
+    """Leaf Dh EBX: the standard format's size for XCR0_IN; `ends` of the components by their bit of XCR0."""
+
+    def size(entry: CpuidFunction, _claimed: int, _limits: Limits) -> int:
+        enabled = (end for bit, end in ends.items() if entry.xcr0_in >> bit & 1)
+        return max(enabled, default=_LEGACY_AREA) & _REGISTER
+
+    return size
+
+
+def compacted_size(sizes: Mapping[int, int]) -> Rule:
+    """Leaf Dh, subleaf 1, EBX: the compacted format's size; `sizes` by the bit of XCR0 or XSS."""
+
+    def size(entry: CpuidFunction, _claimed: int, _limits: Limits) -> int:
+        enabled = entry.xcr0_in | entry.xss_in
+        needed = sum(size for bit, size in sizes.items() if enabled >> bit & 1)
+        return (_LEGACY_AREA + needed) & _REGISTER
+
+    return size
+
+
+ANY: Final = mask(_REGISTER)
 ZERO: Final = exact(0)
 
 
@@ -67,6 +119,8 @@ class Leaf:
     ecx: Rule = ZERO
     edx: Rule = ZERO
 
+
+ANY_LEAF: Final = Leaf(ANY, ANY, ANY, ANY)
 
 Rules: TypeAlias = Mapping[tuple[int, int | None], Leaf]
 """By EAX_IN and ECX_IN; None: every ECX_IN without an own row."""

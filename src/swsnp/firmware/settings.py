@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.snp_report import Product, TcbVersion
+
+if TYPE_CHECKING:
+    from swsnp.abi.snp_launch import CpuidFunction
 
 __all__ = ["ApiVersion", "ChipSettings", "fms_eax", "preset"]
 
@@ -70,6 +73,11 @@ class ChipSettings:
     """Mitigations beside those of `mit_vector` that SNP_VERIFY_MITIGATION brings into force."""
     mit_needs_no_guests: int = 0
     """Those of them that cannot come into force while there are guests."""
+    host_cpuid: tuple[CpuidFunction, ...] = ()
+    """What the host's CPU shows (`cpuid_host.parse_dump`): the most that a guest's CPUID page may claim.
+
+    Empty: Genoa has the table of firmware 1.55; the leaves of Milan and Turin pass, their tables are unknown.
+    """
     tsc_factor: int = 200
     hardware_configuration_ok: bool = True
     """Off: SNP_INIT fails with INVALID_CONFIG, as on a host whose cores are not set up for SNP."""

@@ -77,7 +77,7 @@ def test_forms_that_are_refused(make_rig: MakeRig, product: Product, page: Cpuid
 
 @pytest.mark.parametrize("product", [Product.MILAN, Product.TURIN])
 def test_products_without_a_table(make_rig: MakeRig, product: Product) -> None:
-    """No table of Milan and Turin is known: their leaves pass unchanged."""
+    """No table of Milan and Turin is known: without a host's CPUID their leaves pass unchanged."""
     assert _load(make_rig(product=product), _page(UNKNOWN, TOO_MUCH))[0] == S.SUCCESS
 
 
