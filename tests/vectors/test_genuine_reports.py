@@ -6,8 +6,10 @@ Reports and certificates of real processors, collected from public repositories;
 from __future__ import annotations
 
 import csv
+import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from tests.unit.verify.judging import failed
@@ -20,12 +22,13 @@ from swsnp.verify.chain import Chain, Signatures, check_revocation, rsa_signed
 from swsnp.verify.parse import report_from_hcl, report_from_response
 from swsnp.verify.policy import Policy
 from swsnp.verify.result import Findings
-from swsnp.verify.roots import Roots
+from swsnp.verify.roots import AMD_CA_SHA256, Roots
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DAY = timedelta(days=1)
+ENGINES: tuple[Literal["cryptography", "awscrt"], ...] = ("cryptography", "awscrt")
 GENUINE: list[tuple[str, str, Product, list[str], list[str]]] = [
     ("milan-v2-debug", "vcek.der", Product.MILAN, ["Y1"], []),
     ("milan-v2-plain", "vcek.der", Product.MILAN, [], []),
@@ -234,7 +237,103 @@ def test_synthetic_reports(vectors: Path) -> None:
         # "strict: reject unknown platform bits when a platform policy is given; else accept with warning"
         accepted = recommended.startswith("accept") or "else accept with warning" in recommended
         assert result.authenticated is accepted, name
+        strict = verify(
+            report,
+            certificates=certificates,
+            roots=Roots.of(certificates[0]),
+            at=at,
+            refuse_unknown_platform_info=True,
+        )
+        assert ("Y17" in failed(strict)) is name.startswith(("plat_bit6", "plat_bit8")), name
     assert len(rows) == 49
+
+
+def test_synthetic_reports_as_go_sev_guest_judges_them(vectors: Path) -> None:
+    """The compatibility mode gives the column of verdicts that go-sev-guest gave when it was run.
+
+    That library was given the made-up root as a trusted one. What it lets pass and we refuse is told: every
+    report that it accepts and the recommended verdict refuses comes with a warning of the check.
+    """
+    rows, certificates = _synthetic(vectors)
+    at = read(certificates[2]).not_before + DAY
+    roots = Roots.of(certificates[0])
+    for row in rows:
+        name = row["name"]
+        report = (vectors / f"synthetic/reports/{name}.bin").read_bytes()
+        go = row["go_sev_guest_verify"] == row["go_sev_guest_validate"] == "ok"
+        result = verify(report, certificates=certificates, roots=roots, at=at, like="go-sev-guest")
+        assert result.passed is go, (name, failed(result))
+        if go and name in REJECTED_BY:
+            assert {each.check for each in result.warnings} >= set(REJECTED_BY[name]) - {"C2", "C5"}, name
+
+
+GO = {
+    "milan-v2-debug": ["Y1"],
+    "milan-v2-idkey": ["R4"],
+    "milan-v2-azure-hcl": ["R4"],
+    "milan-v3-vlek": ["R4"],
+    "genoa-line-v5": ["P9"],
+    "turin-v5": ["C9"],
+}
+
+
+@pytest.mark.parametrize(("folder", "file"), [each[:2] for each in GENUINE], ids=IDS)
+def test_genuine_reports_as_go_sev_guest_judges_them(
+    vectors: Path, authorities: list[bytes], folder: str, file: str
+) -> None:
+    """COMMITTED other than CURRENT, models that it does not list and Turin's certificates are refused."""
+    report, options = evidence(vectors, folder, file, authorities)
+    assert failed(verify(report, **options, like="go-sev-guest")) == GO.get(folder, [])
+
+
+def test_like_go_sev_guest_pins_roots(vectors: Path) -> None:
+    """C5. That library takes roots from the evidence when it is given none; this is never reproduced."""
+    _, certificates = _synthetic(vectors)
+    report = (vectors / "synthetic/reports/base3.bin").read_bytes()
+    at = read(certificates[2]).not_before + DAY
+    for roots in (None, Roots.amd()):
+        result = verify(report, certificates=certificates, roots=roots, at=at, like="go-sev-guest")
+        assert failed(result) == ["C5"]
+
+
+def test_amds_certificates_are_known(vectors: Path) -> None:
+    """C6. Each listed CA certificate is the genuine one, and its signature by the pinned root is good."""
+    folder = vectors / "ca"
+    for name, digest in AMD_CA_SHA256.items():
+        product = name.rpartition("-")[2].lower()
+        kind = {"ARK": "ark", "SEV": "ask"}.get(name.rpartition("-")[0], "asvk")
+        each = read((folder / f"{product}_{kind}.der").read_bytes())
+        assert each.subject_cn == name
+        assert hashlib.sha256(each.der).hexdigest() == digest
+        assert rsa_signed(each, read((folder / f"{product}_ark.der").read_bytes()))
+        assert Roots.amd().knows(each)
+    revoked = read((folder / "genoa_ask_revoked_20001.der").read_bytes())
+    assert not Roots.amd().knows(revoked)
+
+
+def test_an_unknown_intermediate_of_a_pinned_root_is_as_good(vectors: Path, authorities: list[bytes]) -> None:
+    """C5, C6. The pin is on the root's key: who knows no intermediate by heart verifies its signature."""
+    report, options = evidence(vectors, "genoa-line-v5", "vcek.der", authorities)
+    options["roots"] = replace(Roots.amd(), known=frozenset())
+    assert failed(verify(report, **options)) == []
+
+
+def test_both_engines_give_the_same_verdicts(vectors: Path, authorities: list[bytes]) -> None:
+    """Genuine and synthetic: check by check, finding by finding."""
+    pytest.importorskip("awscrt", reason="awscrt is not installed; remedy: pip install 'swsnp[fast]'")
+    for folder, file, *_ in GENUINE:
+        report, options = evidence(vectors, folder, file, authorities)
+        for spoiled in (report, report[:0x2A0] + b"\1" + report[0x2A1:]):
+            one, other = (verify(spoiled, **options, engine=engine) for engine in ENGINES)
+            assert one.findings == other.findings
+    rows, certificates = _synthetic(vectors)
+    at, roots = read(certificates[2]).not_before + DAY, Roots.of(certificates[0])
+    for row in rows:
+        report = (vectors / f"synthetic/reports/{row['name']}.bin").read_bytes()
+        one, other = (
+            verify(report, certificates=certificates, roots=roots, at=at, engine=engine) for engine in ENGINES
+        )
+        assert one.findings == other.findings
 
 
 def test_synthetic_reports_under_amds_roots(vectors: Path) -> None:

@@ -127,8 +127,7 @@ class Policy:
 
     def demands(self, name: str) -> bool:
         """Whether the field of that name is set. Zero is a demand, as in `vmpl=0`."""
-        value = getattr(self, name)
-        return value is not None and value is not False and (isinstance(value, int) or bool(value))
+        return bool(getattr(self, name) != _NOTHING[name])
 
 
 def entries() -> tuple[Entry, ...]:
@@ -137,3 +136,4 @@ def entries() -> tuple[Entry, ...]:
 
 
 _ENTRIES: Final = tuple(Entry(name=each.name, **each.metadata) for each in fields(Policy))
+_NOTHING: Final = {each.name: each.form.nothing for each in _ENTRIES}

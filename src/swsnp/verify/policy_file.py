@@ -35,7 +35,8 @@ def read_policy(data: bytes, name: str) -> Policy:
     if len(data) > MAXIMUM_SIZE:
         raise InputError(f"{name}: got {len(data)} bytes, wanted at most {MAXIMUM_SIZE} (docs/policy.md)")
     values = _table(data, name)
-    values.pop(_SCHEMA_KEY, None)
+    if not isinstance(values.pop(_SCHEMA_KEY, ""), str):
+        raise InputError(f"{name}: {_SCHEMA_KEY}: wanted a text (docs/policy.md)")
     read = {}
     for key, value in values.items():
         if key not in _ENTRIES:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from swsnp.abi.snp_report import PlatformInfo, Product, TcbComponents, TcbVersion
 
@@ -25,15 +25,17 @@ _SHOWN: Final = 80
 class Wrong(ValueError):
     """A value that a form does not have; `key` counts from the field, "" for the field itself."""
 
-    def __init__(self, got: object, wanted: str, key: str = "") -> None:
-        text = got if isinstance(got, str) else repr(got)
+    def __init__(self, got: object, wanted: str, key: str = "", *, shown: str | None = None) -> None:
+        text = repr(got) if shown is None else shown
         self.got = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
         self.wanted, self.key = wanted, key
         super().__init__(f"got {self.got}, wanted {wanted}")
 
 
 class Form(Protocol):
-    """One form. All three raise `Wrong`, but `schema`."""
+    """One form; `keep` and `read` raise `Wrong`. `nothing` is the value that demands nothing."""
+
+    nothing: ClassVar[Any]
 
     def keep(self, value: Any) -> Any:
         """A value given in Python, as the policy keeps it."""
@@ -56,6 +58,7 @@ def _sizes(sizes: tuple[int, ...]) -> str:
 class Hex:
     """Bytes of one of some sizes; hexadecimal digits in a file."""
 
+    nothing: ClassVar[Any] = None
     sizes: tuple[int, ...]
 
     def keep(self, value: Any) -> bytes | None:
@@ -67,7 +70,7 @@ class Hex:
         if not isinstance(value, bytes | bytearray | memoryview):
             raise Wrong(value, f"{_sizes(self.sizes)} bytes")
         if len(value) not in self.sizes:
-            raise Wrong(f"{len(value)} bytes", f"{_sizes(self.sizes)} bytes")
+            raise Wrong(value, f"{_sizes(self.sizes)} bytes", shown=f"{len(value)} bytes")
         return bytes(value)
 
     def read(self, value: Any) -> bytes:
@@ -76,7 +79,7 @@ class Hex:
         if not isinstance(value, str) or not _HEX.fullmatch(value):
             raise Wrong(value, wanted)
         if len(value) // 2 not in self.sizes:
-            raise Wrong(f"{len(value)} digits", wanted)
+            raise Wrong(value, wanted, shown=f"{len(value)} digits")
         return bytes.fromhex(value)
 
     def schema(self) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def _array(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise Wrong(value, "an array")
     if not value:
-        raise Wrong("an empty array", "at least one value, or no such key")
+        raise Wrong(value, "at least one value, or no such key", shown="an empty array")
     return value
 
 
@@ -105,7 +108,7 @@ def _each(read: Any, values: list[Any]) -> list[Any]:
         try:
             found.append(read(value))
         except Wrong as wrong:
-            raise Wrong(wrong.got, wrong.wanted, f"[{number}]") from None
+            raise Wrong(value, wrong.wanted, f"[{number}]", shown=wrong.got) from None
     return found
 
 
@@ -113,6 +116,7 @@ def _each(read: Any, values: list[Any]) -> list[Any]:
 class HexSet:
     """Any of several; empty: not checked."""
 
+    nothing: ClassVar[Any] = frozenset()
     sizes: tuple[int, ...]
 
     def keep(self, value: Any) -> frozenset[bytes]:
@@ -131,6 +135,8 @@ class HexSet:
 @dataclass(frozen=True, slots=True)
 class Texts:
     """Any of several texts; empty: not checked."""
+
+    nothing: ClassVar[Any] = frozenset()
 
     def keep(self, value: Any) -> frozenset[str]:
         """The texts."""
@@ -155,6 +161,7 @@ class Texts:
 class Number:
     """An integer of a range, both ends included."""
 
+    nothing: ClassVar[Any] = None
     low: int
     high: int
 
@@ -177,6 +184,8 @@ class Number:
 class Flag:
     """True or False."""
 
+    nothing: ClassVar[Any] = False
+
     def keep(self, value: Any) -> bool:
         """The flag."""
         return self.read(value)
@@ -196,6 +205,8 @@ class Flag:
 class Choice:
     """True, False, or None: not checked."""
 
+    nothing: ClassVar[Any] = None
+
     def keep(self, value: Any) -> bool | None:
         """The choice."""
         return None if value is None else self.read(value)
@@ -212,6 +223,8 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Version:
     """Major and minor, each 0 to 255; "1.55" in a file."""
+
+    nothing: ClassVar[Any] = None
 
     def keep(self, value: Any) -> tuple[int, int] | None:
         """None, or the pair."""
@@ -242,6 +255,8 @@ class Version:
 @dataclass(frozen=True, slots=True)
 class Bits:
     """Bits of PLATFORM_INFO; in a file an array of names, or numbers for bits that have none."""
+
+    nothing: ClassVar[Any] = None
 
     def keep(self, value: Any) -> PlatformInfo | None:
         """None, or the bits."""
@@ -274,6 +289,8 @@ class Bits:
 @dataclass(frozen=True, slots=True)
 class Levels:
     """Security patch levels per product and component; components that are left out may be anything."""
+
+    nothing: ClassVar[Any] = {}
 
     def keep(self, value: Any) -> dict[Product, TcbComponents]:
         """The levels of each product."""

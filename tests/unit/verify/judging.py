@@ -17,8 +17,10 @@ POLICY_FIELDS = {each.name for each in fields(Policy)} - {"report_data"}
 
 
 def judge(report: bytes, **options: Any) -> Verification:
-    """`verify`, with fields of the policy as keywords of their own."""
+    """`verify`, with fields of the policy as keywords of their own; its report data under another name."""
     demands = {name: options.pop(name) for name in tuple(options) if name in POLICY_FIELDS}
+    if "policy_report_data" in options:
+        demands["report_data"] = options.pop("policy_report_data")
     return verify(report, policy=Policy(**demands), **options)
 
 
