@@ -6,6 +6,7 @@ Fields are found by OID, never by position or by the look of their content. Sour
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.kds import (
@@ -25,11 +26,11 @@ from swsnp.errors import LayoutError
 if TYPE_CHECKING:
     from swsnp.certs.x509_reader import Certificate
 
-__all__ = ["LeafProfile", "issuing_product", "leaf_kind", "leaf_profile"]
+__all__ = ["LEAF_OIDS", "LeafProfile", "issuing_product", "leaf_kind", "leaf_profile"]
 
 _SOURCE: Final = "AMD 57230"
 _CHIP_ID: Final = 64
-_KNOWN: Final = frozenset(
+LEAF_OIDS: Final = frozenset(
     (
         OID_STRUCT_VERSION,
         OID_PRODUCT_NAME,
@@ -116,7 +117,7 @@ def leaf_profile(certificate: Certificate, product: Product) -> LeafProfile:
         csp_id=_ia5(values, OID_CSP_ID, "CSP id")
         if _wanted(values, OID_CSP_ID, "CSP id", kind, "vlek")
         else None,
-        unknown=tuple(oid for oid in values if oid.startswith(f"{EXTENSION_ROOT}.") and oid not in _KNOWN),
+        unknown=tuple(oid for oid in values if oid.startswith(f"{EXTENSION_ROOT}.") and oid not in LEAF_OIDS),
     )
 
 
@@ -127,8 +128,13 @@ def _need(values: dict[str, bytes], oid: str, name: str) -> bytes:
 
 
 def _integer(values: dict[str, bytes], oid: str, name: str) -> int:
-    where = f"leaf {name}"
-    return der.integer(der.unwrap(_need(values, oid, name), der.INTEGER, where), where)
+    return _decoded(_need(values, oid, name), f"leaf {name}")
+
+
+@lru_cache(maxsize=1024)
+def _decoded(value: bytes, where: str) -> int:
+    """The INTEGER; most leaves have the same few."""
+    return der.integer(der.unwrap(value, der.INTEGER, where), where)
 
 
 def _level(values: dict[str, bytes], oid: str, name: str) -> int:

@@ -13,7 +13,7 @@ import binascii
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asn1crypto import algos
 
@@ -50,15 +50,22 @@ OID_P384: Final = "1.3.132.0.34"
 OID_COMMON_NAME: Final = "2.5.4.3"
 OID_KEY_USAGE: Final = "2.5.29.15"
 OID_BASIC_CONSTRAINTS: Final = "2.5.29.19"
+# SubjectPublicKeyInfo up to the point: id-ecPublicKey, secp384r1, BIT STRING, uncompressed (RFC 5480)
+_SPKI_P384: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
+_SPKI_SIZE: Final = len(_SPKI_P384) + 96
 _PEM_MARK: Final = b"-----BEGIN"
 _PEM_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.DOTALL)
+_EXTENSION_TAGS: Final = (
+    (der.OID, der.OCTET_STRING),
+    (der.OID, der.BOOLEAN, der.OCTET_STRING),
+)
+_COMMON_SIZE: Final = 64
 _TEXT_TAGS: Final = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}
 # AttributeError: its classes for ObjectDescriptor, InstanceOf and Real have no value
 _ASN1CRYPTO_FAULTS: Final = (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extension:
+class Extension(NamedTuple):
     """One extension: `value` is what its OCTET STRING holds."""
 
     oid: str
@@ -204,6 +211,7 @@ def signed_parts(data: bytes, where: str) -> tuple[bytes, SignatureAlgorithm, by
     return signed, algorithm, signature
 
 
+@lru_cache(maxsize=64)
 def read_signature_algorithm(raw: bytes, where: str) -> SignatureAlgorithm:
     """An AlgorithmIdentifier; for RSASSA-PSS with its parameters.
 
@@ -227,17 +235,36 @@ def read_extensions(cursor: Der, where: str) -> tuple[Extension, ...]:
         LayoutError: malformed, or an OID that stands twice (RFC 5280, 4.2).
     """
     found: dict[str, Extension] = {}
-    listed = cursor.inside(der.SEQUENCE, "extensions")
-    while listed.peek() is not None:
-        one = listed.inside(der.SEQUENCE, f"extensions[{len(found)}]")
-        oid = der.oid(one.value(der.OID, "extnID"), where)
-        critical = one.peek() == der.BOOLEAN and der.boolean(one.value(der.BOOLEAN, "critical"), where)
-        value = one.value(der.OCTET_STRING, "extnValue")
-        one.end()
-        if oid in found:
-            raise LayoutError(f"{where}.extensions: {oid} stands twice, wanted once (RFC 5280, 4.2)")
-        found[oid] = Extension(oid=oid, critical=critical, value=value)
+    listed = cursor.value(der.SEQUENCE, "extensions")
+    for tag, start, _, end in der.spans(listed, f"{where}.extensions"):
+        if tag != der.SEQUENCE:
+            raise LayoutError(
+                f"{where}.extensions: got tag {tag:#04x}, wanted {der.SEQUENCE:#04x} (RFC 5280)"
+            )
+        raw = listed[start:end]
+        one = (_common_extension if len(raw) <= _COMMON_SIZE else _extension)(raw, where)
+        if one.oid in found:
+            raise LayoutError(f"{where}.extensions: {one.oid} stands twice, wanted once (RFC 5280, 4.2)")
+        found[one.oid] = one
     return tuple(found.values())
+
+
+def _extension(raw: bytes, where: str) -> Extension:
+    one = der.unwrap(raw, der.SEQUENCE, where)
+    parts = der.spans(one, f"{where}.extension")
+    tags = tuple([part[0] for part in parts])
+    if tags not in _EXTENSION_TAGS:
+        shown = " ".join(f"{tag:#04x}" for tag in tags) or "nothing"
+        raise LayoutError(
+            f"{where}.extension: got {shown}, wanted extnID, critical, extnValue (RFC 5280, 4.1)"
+        )
+    oid, value = (one[part[2] : part[3]] for part in (parts[0], parts[-1]))
+    critical = len(parts) == 3 and der.boolean(one[parts[1][2] : parts[1][3]], where)
+    return Extension(oid=der.oid(oid, where), critical=critical, value=value)
+
+
+_common_extension = lru_cache(maxsize=1024)(_extension)
+"""The same, remembered: all but the HWID of a leaf's extensions stand in many leaves."""
 
 
 def _base64(number: int, text: bytes) -> bytes:
@@ -294,6 +321,7 @@ def _want_version_3(tbs: Der) -> None:
         raise LayoutError(f"certificate.version: got v{version + 1}, wanted v3 (RFC 5280)")
 
 
+@lru_cache(maxsize=256)
 def common_name(name: bytes, field: str) -> str:
     """The one commonName of a Name; empty when there is none or more than one."""
     where = f"certificate.{field}"
@@ -321,7 +349,10 @@ def _text(pair: Der, where: str) -> str:
         raise LayoutError(f"{where}: {error.reason} in a string of type {tag:#04x} (X.690)") from None
 
 
+@lru_cache(maxsize=256)
 def _public_key(spki: bytes) -> RsaKey | EcKey | None:
+    if len(spki) == _SPKI_SIZE and spki.startswith(_SPKI_P384):
+        return EcKey(curve=OID_P384, x=spki[-96:-48], y=spki[-48:])  # what every leaf has
     where = "certificate.subjectPublicKeyInfo"
     info = Der(der.unwrap(spki, der.SEQUENCE, where), where)
     algorithm = info.inside(der.SEQUENCE, "algorithm")
@@ -329,9 +360,12 @@ def _public_key(spki: bytes) -> RsaKey | EcKey | None:
     info.end()
     kind = der.oid(algorithm.value(der.OID, "algorithm"), where)
     if kind == OID_RSA:
+        algorithm.value(der.NULL, "parameters")
+        algorithm.end()
         return _rsa_key(key, where)
     if kind == OID_EC:
         curve = der.oid(algorithm.value(der.OID, "parameters"), where)
+        algorithm.end()
         plain = curve == OID_P384 and len(key) == 97 and key[0] == 4
         return EcKey(curve=curve, x=key[1:49] if plain else b"", y=key[49:] if plain else b"")
     return None
@@ -363,6 +397,7 @@ def _pss_parameters(raw: bytes, where: str) -> PssParameters:
     return found
 
 
+@lru_cache(maxsize=64)
 def _basic_constraints(found: Extension) -> BasicConstraints:
     where = "certificate.basicConstraints"
     cursor = Der(der.unwrap(found.value, der.SEQUENCE, where), where)
@@ -374,6 +409,7 @@ def _basic_constraints(found: Extension) -> BasicConstraints:
     return BasicConstraints(ca=ca, path_length=path_length, critical=found.critical)
 
 
+@lru_cache(maxsize=64)
 def _key_usage(value: bytes) -> frozenset[int]:
     # AMD's intermediates encode a trailing zero bit (03 02 01 04), which DER forbids: it is let pass
     where = "certificate.keyUsage"

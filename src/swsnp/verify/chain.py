@@ -10,27 +10,22 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.serialization import load_der_public_key
-
-from swsnp.abi.kds import EXTENSION_ROOT, ark_name, ask_name, asvk_name
+from swsnp.abi.kds import ark_name, ask_name, asvk_name
 from swsnp.abi.snp_report import Product, SigningKey
 from swsnp.certs.crl import OID_AUTHORITY_KEY_ID, OID_CRL_NUMBER
-from swsnp.certs.kds_extensions import LeafProfile, issuing_product, leaf_kind, leaf_profile
+from swsnp.certs.kds_extensions import LEAF_OIDS, LeafProfile, issuing_product, leaf_kind, leaf_profile
+from swsnp.certs.signature import AMD_PSS, pss_signed
 from swsnp.certs.x509_reader import (
     OID_BASIC_CONSTRAINTS,
     OID_KEY_USAGE,
     OID_P384,
     Certificate,
     EcKey,
-    PssParameters,
     RsaKey,
     SignatureAlgorithm,
 )
 from swsnp.errors import LayoutError
-from swsnp.verify.result import Findings
+from swsnp.verify.result import Findings, mask
 from swsnp.verify.roots import spki_sha256
 
 if TYPE_CHECKING:
@@ -50,16 +45,17 @@ __all__ = [
     "check_revocation",
     "check_times",
     "judge",
-    "rsa_signed",
     "select_chain",
 ]
 
 _KIND: Final = {int(SigningKey.VCEK): "vcek", int(SigningKey.VLEK): "vlek"}
-_AMD_PSS: Final = PssParameters(hash="sha384", mask="mgf1", mask_hash="sha384", salt_length=48)
-_PADDING: Final = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
-_SHA384: Final = hashes.SHA384()
 _RSA: Final = RsaKey(size=4096, exponent=65537)
 _CERT_SIGN: Final = 5
+_CRL_SIGN: Final = 6
+_PRESENT: Final = mask("C1")
+_CHAIN: Final = mask("C2", "C3", "C4", "C5", "C6", "C7", "C9")
+_VALID: Final = mask("C8")
+_REVOCATION: Final = mask("C10")
 _LAX_LEVEL: Final = 127
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _STRUCT_VERSIONS: Final = (0, 1)
@@ -72,6 +68,7 @@ _UNDERSTOOD: Final = frozenset(
         _OID_SUBJECT_KEY_ID,
         OID_AUTHORITY_KEY_ID,
         _OID_CRL_DISTRIBUTION_POINTS,
+        *LEAF_OIDS,
     )
 )
 _CRL_UNDERSTOOD: Final = frozenset((OID_AUTHORITY_KEY_ID, OID_CRL_NUMBER))
@@ -104,42 +101,17 @@ class Judged:
     chain: Chain | None
     profile: LeafProfile | None
     noted: tuple[Finding, ...]
-    made: frozenset[str]
+    made: int
     since: datetime
     until: datetime
     crls: tuple[Crl, ...]
 
 
-@lru_cache(maxsize=64)
-def _rsa_key(spki: bytes) -> rsa.RSAPublicKey | None:
-    try:
-        key = load_der_public_key(spki)
-    except (ValueError, UnsupportedAlgorithm):
-        return None  # a key that the library cannot use signs nothing; C3 says what it is
-    return key if isinstance(key, rsa.RSAPublicKey) else None
-
-
-def rsa_signed(signed: Certificate | Crl, issuer: Certificate) -> bool:
-    """Whether the issuer's RSA key made this RSASSA-PSS signature (SHA-384, salt 48)."""
-    return _pss_signed(signed.tbs, signed.signature, issuer.spki)
-
-
-def _pss_signed(tbs: bytes, signature: bytes, spki: bytes) -> bool:
-    key = _rsa_key(spki)
-    if key is None:
-        return False
-    try:
-        key.verify(signature, tbs, _PADDING, _SHA384)
-    except InvalidSignature:
-        return False
-    return True
-
-
 class Signatures:
-    """`rsa_signed` with a memory of the last `size` answers; safe for threads."""
+    """`certs.signature.rsa_signed` with a memory of the last `size` answers; safe for threads."""
 
     def __init__(self, size: int) -> None:
-        self._signed = lru_cache(maxsize=size)(_pss_signed)
+        self._signed = lru_cache(maxsize=size)(pss_signed)
 
     def signed(self, signed: Certificate | Crl, issuer: Certificate) -> bool:
         """Whether the issuer's key made this signature."""
@@ -192,7 +164,7 @@ def judge(
         chain=chain,
         profile=profile,
         noted=tuple(findings.noted),
-        made=frozenset(findings.made),
+        made=findings.made,
         since=max((each.not_before for _, each in links), default=_NEVER),
         until=min((each.not_after for _, each in links), default=_NEVER),
         crls=mine,
@@ -213,7 +185,7 @@ def check_present(
         findings.fail("C1", "leaf", names, f"SEV-{kind.upper()}" if kind else "one that can sign reports")
     elif chain is None:
         findings.fail("C1", "issuers", names, f"{leaf.issuer_cn} and the root that signed it")
-    findings.conclude("C1")
+    findings.made |= _PRESENT
 
 
 def check_chain(
@@ -251,7 +223,7 @@ def check_chain(
     _check_signatures(chain, product, roots, signatures, findings)
     _check_usage(chain, findings)
     profile = _check_extensions(chain, findings)
-    findings.conclude("C2", "C3", "C4", "C5", "C6", "C7", "C9")
+    findings.made |= _CHAIN
     return profile
 
 
@@ -265,7 +237,7 @@ def check_times(judged: Judged, at: datetime, policy: Policy, findings: Findings
         return
     if not judged.since <= at <= judged.until:
         _check_validity(judged.chain, at, policy, findings)
-    findings.conclude("C8")
+    findings.made |= _VALID
     for crl in judged.crls:
         _check_crl_time(crl, at, policy, findings)
 
@@ -277,13 +249,9 @@ def _check_names(chain: Chain, product: Product | None, findings: Findings) -> N
         (chain.root, chain.root),
     )
     for below, above in links:
-        findings.holds(
-            "C2",
-            below.issuer == above.subject,
-            f"issuer of {below.subject_cn}",
-            below.issuer.hex(),
-            above.subject.hex(),
-        )
+        if below.issuer != above.subject:
+            name = f"issuer of {below.subject_cn}"
+            findings.fail("C2", name, below.issuer.hex(), above.subject.hex())
     named = issuing_product(chain.leaf)
     if named is None:
         findings.fail("C2", "issuer of the leaf", chain.leaf.issuer_cn, "SEV-{P}, for a VLEK SEV-VLEK-{P}")
@@ -308,8 +276,10 @@ def _check_keys(chain: Chain, findings: Findings) -> None:
 def _check_algorithm(
     check: str, name: str, inner: SignatureAlgorithm, outer: SignatureAlgorithm, findings: Findings
 ) -> None:
-    findings.holds(check, inner.der == outer.der, f"algorithms of {name}", outer.der.hex(), inner.der.hex())
-    findings.holds(check, outer.pss == _AMD_PSS, f"algorithm of {name}", outer.pss or outer.oid, _AMD_PSS)
+    if inner.der != outer.der:
+        findings.fail(check, f"algorithms of {name}", outer.der.hex(), inner.der.hex())
+    if outer.pss != AMD_PSS:
+        findings.fail(check, f"algorithm of {name}", outer.pss or outer.oid, AMD_PSS)
 
 
 def _check_root(chain: Chain, product: Product | None, roots: Roots | None, findings: Findings) -> None:
@@ -337,15 +307,16 @@ def _check_usage(chain: Chain, findings: Findings) -> None:
     try:
         for below, (name, each) in ((1, chain.named()[0]), (0, chain.named()[1])):
             basic, usage = each.basic_constraints(), each.key_usage()
-            good = basic is not None and basic.ca and basic.critical
             deep = basic is None or basic.path_length is None or basic.path_length >= below
-            findings.holds("C7", good and deep, f"BasicConstraints of {name}", basic, "critical, CA")
-            signs = usage is not None and _CERT_SIGN in usage
-            findings.holds("C7", signs, f"KeyUsage of {name}", sorted(usage or ()), "keyCertSign (5)")
+            if basic is None or not (basic.ca and basic.critical and deep):
+                findings.fail("C7", f"BasicConstraints of {name}", basic, "critical, CA")
+            if usage is None or _CERT_SIGN not in usage:
+                findings.fail("C7", f"KeyUsage of {name}", sorted(usage or ()), "keyCertSign (5)")
         basic, usage = chain.leaf.basic_constraints(), chain.leaf.key_usage()
-        findings.holds("C7", basic is None or not basic.ca, "BasicConstraints of the leaf", basic, "no CA")
-        signs = usage is not None and _CERT_SIGN in usage
-        findings.holds("C7", not signs, "KeyUsage of the leaf", sorted(usage or ()), "no keyCertSign (5)")
+        if basic is not None and basic.ca:
+            findings.fail("C7", "BasicConstraints of the leaf", basic, "no CA")
+        if usage is not None and _CERT_SIGN in usage:
+            findings.fail("C7", "KeyUsage of the leaf", sorted(usage), "no keyCertSign (5)")
     except LayoutError as error:
         findings.fail("C7", "extension", error, "BasicConstraints and KeyUsage in form")
 
@@ -364,9 +335,8 @@ def _check_validity(chain: Chain, at: datetime, policy: Policy, findings: Findin
 def _check_extensions(chain: Chain, findings: Findings) -> LeafProfile | None:
     for name, each in chain.named():
         for extension in each.extensions:
-            known = extension.oid in _UNDERSTOOD or extension.oid.startswith(f"{EXTENSION_ROOT}.")
-            good = known or not extension.critical
-            findings.holds("C9", good, f"extension of {name}", f"{extension.oid}, critical", "a known one")
+            if extension.critical and extension.oid not in _UNDERSTOOD:
+                findings.fail("C9", f"extension of {name}", f"{extension.oid}, critical", "a known one")
     product = issuing_product(chain.leaf)
     if product is None:
         findings.fail("C9", "extensions of the leaf", "no product", "an issuer that names one")
@@ -418,19 +388,29 @@ def check_revocation(
         return ()
     for crl in mine:
         _check_crl(crl, chain, signatures, findings)
-    findings.conclude("C10")
+    findings.made |= _REVOCATION
     return mine
 
 
 def _check_crl(crl: Crl, chain: Chain, signatures: Signatures, findings: Findings) -> None:
     _check_algorithm("C10", "the CRL", crl.inner_algorithm, crl.algorithm, findings)
     signed = signatures.signed(crl, chain.root)
+    findings.holds("C10", _signs_crls(chain.root), "KeyUsage of the root", "no cRLSign", "cRLSign (6)")
     findings.holds("C10", signed, "signature of the CRL", "another's", f"one by {chain.root.subject_cn}")
     strange = [each.oid for each in crl.extensions if each.critical and each.oid not in _CRL_UNDERSTOOD]
     findings.holds("C10", not strange, "critical extensions of the CRL", ", ".join(strange), "known ones")
     for name, each in chain.named()[:2]:
         listed = each.serial in crl.revoked
         findings.holds("C10", not listed, f"serial number of {name}", f"{each.serial:#x}, revoked", "another")
+
+
+def _signs_crls(root: Certificate) -> bool:
+    """RFC 5280, 6.3.3 (f): KeyUsage, where there is one, has cRLSign."""
+    try:
+        usage = root.key_usage()
+    except LayoutError:
+        return False  # C7 says what is wrong with it
+    return usage is None or _CRL_SIGN in usage
 
 
 def _check_crl_time(crl: Crl, at: datetime, policy: Policy, findings: Findings) -> None:

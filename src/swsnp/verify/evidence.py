@@ -20,7 +20,7 @@ from swsnp.errors import InputError, LayoutError
 from swsnp.verify.result import Finding, Findings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from swsnp.abi.snp_report import Product
     from swsnp.verify.chain import Judged
@@ -60,23 +60,30 @@ class Evidence:
 class Reader:
     """Reads evidence and keeps the last `size` pieces; safe for threads.
 
-    What is remembered is found again by its bytes, all of them.
+    What is remembered is found again by its bytes, all of them. `known` certificates need not be read again.
     """
 
-    def __init__(self, size: int, engine: Engine) -> None:
+    def __init__(self, size: int, engine: Engine, known: Iterable[Certificate] = ()) -> None:
         VerifyingKey(bytes(48), bytes(48), engine=engine)  # says now if the engine cannot be had
-        self._engine = engine
-        self._certificate = lru_cache(maxsize=size)(read_der)
-        self._remembered = lru_cache(maxsize=size)(self._read)
+        parts = _Parts(engine, {each.der: each for each in known}, lru_cache(maxsize=size)(read_der))
+        self._read = parts.read
+        self._remembered = lru_cache(maxsize=size)(parts.read)
 
     def read(self, certificates: tuple[bytes, ...], table: bytes | None, crls: tuple[bytes, ...]) -> Evidence:
         """Read all of it; CRLs of the table count when `crls` is empty."""
         size = sum(map(len, certificates)) + len(table or b"") + sum(map(len, crls))
         return (self._remembered if size <= _LARGEST_KEPT else self._read)(certificates, table, crls)
 
-    def _read(
-        self, certificates: tuple[bytes, ...], table: bytes | None, crls: tuple[bytes, ...]
-    ) -> Evidence:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parts:
+    """What reading needs; apart from `Reader`, so that nothing refers to itself and waits for the collector."""
+
+    engine: Engine
+    known: dict[bytes, Certificate]
+    certificate: Callable[[bytes], Certificate]
+
+    def read(self, certificates: tuple[bytes, ...], table: bytes | None, crls: tuple[bytes, ...]) -> Evidence:
         findings = Findings()
         candidates = [(f"certificate {number}", each) for number, each in enumerate(certificates)]
         lists = list(crls)
@@ -92,18 +99,18 @@ class Reader:
         found: dict[bytes, Certificate] = {}
         for where, each in candidates:
             try:
-                found.update((der, self._certificate(der)) for der in to_der(each))
+                for der in to_der(each):
+                    found[der] = self.known.get(der) or self.certificate(der)
             except (InputError, LayoutError) as error:
                 findings.fail("C0", where, error, "a certificate in form")
-        kept = tuple(found.values())
         return Evidence(
-            certificates=kept,
+            certificates=tuple(found.values()),
             crls=_read_crls(lists, findings),
-            leaves=self._leaves(kept),
+            leaves=self._leaves(found.values()),
             noted=tuple(findings.noted),
         )
 
-    def _leaves(self, certificates: Sequence[Certificate]) -> dict[int, tuple[Leaf, ...]]:
+    def _leaves(self, certificates: Iterable[Certificate]) -> dict[int, tuple[Leaf, ...]]:
         found: dict[int, tuple[Leaf, ...]] = {}
         for each in certificates:
             kind = leaf_kind(each)
@@ -116,7 +123,7 @@ class Reader:
         key = certificate.key
         if not isinstance(key, EcKey) or not key.x:
             return None
-        return VerifyingKey(key.x, key.y, engine=self._engine)
+        return VerifyingKey(key.x, key.y, engine=self.engine)
 
 
 def _read_crls(crls: Sequence[bytes], findings: Findings) -> tuple[Crl, ...]:

@@ -18,6 +18,7 @@ from swsnp.abi.snp_report import (
 )
 from swsnp.certs.kds_extensions import issuing_product
 from swsnp.errors import LayoutError
+from swsnp.verify.result import mask
 
 if TYPE_CHECKING:
     from swsnp.certs.x509_reader import Certificate
@@ -35,6 +36,10 @@ __all__ = [
 _VERSIONS: Final = range(2, 6)
 _HCL_MAGIC: Final = b"HCLA"
 _HCL_HEADER: Final = 0x20
+_SIZE: Final = mask("P1")
+_FORM: Final = mask("P2", "P3", "P4", "P5", "P6")
+_BY_ISSUER: Final = mask("P10")
+_BY_CPU: Final = mask("P9")
 _ALWAYS_RESERVED: Final = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0))
 _BEFORE_3: Final = ((0x188, 0x18B),)
 _BEFORE_5: Final = ((0x1F8, 0x208),)
@@ -87,7 +92,7 @@ def parse_report(data: bytes, findings: Findings) -> AttestationReport | None:
     if len(data) != REPORT_SIZE:
         findings.fail("P1", "report", f"{len(data)} bytes", f"{REPORT_SIZE} bytes")
         return None
-    findings.conclude("P1")
+    findings.made |= _SIZE
     return AttestationReport.parse(data)
 
 
@@ -114,7 +119,7 @@ def check_form(data: bytes, report: AttestationReport, findings: Findings) -> No
     if report.signer_info.signing_key not in _SIGNING_KEYS:
         got = report.signer_info.signing_key
         findings.fail("P6", "SIGNING_KEY", got, "0 (VCEK) or 1 (VLEK)", offset=0x48)
-    findings.conclude("P2", "P3", "P4", "P5", "P6")
+    findings.made |= _FORM
 
 
 def _zeros(*ranges: tuple[int, int]) -> tuple[tuple[int, int, bytes], ...]:
@@ -155,10 +160,10 @@ def check_product(
     """
     if report.version < 3:
         found = _product_of_version_2(report, product, leaf, findings)
-        findings.conclude("P10")
+        findings.made |= _BY_ISSUER
     else:
         found = _product_by_cpu(report, product, leaf, findings)
-        findings.conclude("P9")
+        findings.made |= _BY_CPU
     return found
 
 

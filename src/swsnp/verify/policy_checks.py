@@ -6,9 +6,12 @@ no others. Source: AMD 56860, ATTESTATION_REPORT.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from swsnp.verify.relations import shown
+from swsnp.verify.result import mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,10 +22,12 @@ if TYPE_CHECKING:
 
     Check: TypeAlias = Callable[[AttestationReport, Product | None, Findings], None]
 
-__all__ = ["check_given", "compile_policy"]
+__all__ = ["Compiled", "check_given", "compile_policy"]
 
 _NO_DIGEST: Final = bytes(48)
 _CHIP_ID: Final = 64
+_Y3: Final = mask("Y3")
+_Y4: Final = mask("Y4")
 _MIT_VECTORS_FROM: Final = 5
 _EXACT: Final = (
     ("Y5", "host_data", 0x0C0),
@@ -53,16 +58,31 @@ def check_given(
         if report.report_data != wanted:
             findings.fail("Y3", "REPORT_DATA", report.report_data.hex(), wanted.hex(), offset=0x50)
     if report_data:
-        findings.conclude("Y3")
+        findings.made |= _Y3
     for alternatives in measurements:
         if report.measurement not in alternatives:
             findings.fail("Y4", "MEASUREMENT", report.measurement.hex(), _listed(alternatives), offset=0x90)
     if measurements:
-        findings.conclude("Y4")
+        findings.made |= _Y4
 
 
-def compile_policy(policy: Policy) -> tuple[Check, ...]:
-    """The checks Y1, Y2 and Y5 to Y23 that this policy asks for; each concludes itself.
+@dataclass(frozen=True, slots=True, eq=False)
+class Compiled:
+    """A policy made ready: its checks and their mask, what Y3 and Y4 compare with, and what it leaves open.
+
+    `not_checked` is found by whether the call gives report data, and whether it gives a measurement.
+    """
+
+    checks: tuple[Check, ...]
+    made: int
+    report_data: tuple[bytes, ...]
+    measurements: tuple[frozenset[bytes], ...]
+    not_checked: dict[tuple[bool, bool], tuple[str, ...]]
+
+
+@lru_cache(maxsize=64)
+def compile_policy(policy: Policy) -> Compiled:
+    """The checks Y1, Y2 and Y5 to Y23 that this policy asks for.
 
     Y1. POLICY.DEBUG is clear, unless `allow_debug`.
     Y2. POLICY.MIGRATE_MA is clear, unless `allow_migrate_ma`.
@@ -89,24 +109,42 @@ def compile_policy(policy: Policy) -> tuple[Check, ...]:
     Y22. CURRENT_MIT_VECTOR and `current_mit_vector`, likewise.
     Y23. CHIP_ID is one of `chip_ids`; the 8 bytes of Turin may stand without their zeros.
     """
-    found = [
-        _waivable("Y1", "debug", policy.allow_debug),
-        _waivable("Y2", "migrate_ma", policy.allow_migrate_ma),
-        *(
-            _exact(check, name, getattr(policy, name), offset)
-            for check, name, offset in _EXACT
-            if policy.demands(name)
-        ),
-    ]
+    found = {
+        "Y1": _waivable("Y1", "debug", policy.allow_debug),
+        "Y2": _waivable("Y2", "migrate_ma", policy.allow_migrate_ma),
+    }
+    for check, name, offset in _EXACT:
+        if policy.demands(name):
+            found[check] = _exact(check, name, getattr(policy, name), offset)
     if policy.report_ids:
-        found.append(_one_of("Y8", "REPORT_ID", "report_id", frozenset(policy.report_ids), 0x140))
+        found["Y8"] = _one_of("Y8", "report_id", frozenset(policy.report_ids), 0x140)
     if policy.chip_ids:
         listed = frozenset(each.ljust(_CHIP_ID, b"\0") for each in policy.chip_ids)
-        found.append(_one_of("Y23", "CHIP_ID", "chip_id", listed, 0x1A0))
-    for wanted, make in _MADE_BY:
-        if any(policy.demands(name) for name in wanted):
-            found.append(make(policy))
-    return tuple(found)
+        found["Y23"] = _one_of("Y23", "chip_id", listed, 0x1A0)
+    for check, names, make in _MADE_BY:
+        if any(map(policy.demands, names)):
+            found[check] = make(policy)
+    return Compiled(
+        checks=tuple(found.values()),
+        made=mask(*found),
+        report_data=() if policy.report_data is None else (policy.report_data,),
+        measurements=(frozenset(policy.measurements),) if policy.measurements else (),
+        not_checked=_not_checked(policy),
+    )
+
+
+def _not_checked(policy: Policy) -> dict[tuple[bool, bool], tuple[str, ...]]:
+    """What demands nothing, when the call gives report data, and when it gives a measurement."""
+    unset = policy.unset()
+    return {
+        (data, measurement): tuple(
+            name
+            for name in unset
+            if not (data and name == "report_data") and not (measurement and name == "measurements")
+        )
+        for data in (False, True)
+        for measurement in (False, True)
+    }
 
 
 def _waivable(check: str, name: str, waived: bool) -> Check:
@@ -118,7 +156,6 @@ def _waivable(check: str, name: str, waived: bool) -> Check:
                 findings.warn(check, f"{field} is set and was allowed", field=field)
             else:
                 findings.fail(check, field, 1, 0, offset=0x08)
-        findings.conclude(check)
 
     return apply
 
@@ -128,17 +165,15 @@ def _exact(check: str, name: str, wanted: bytes, offset: int) -> Check:
         got: bytes = getattr(report, name)
         if got != wanted:
             findings.fail(check, name.upper(), got.hex(), wanted.hex(), offset=offset)
-        findings.conclude(check)
 
     return apply
 
 
-def _one_of(check: str, field: str, name: str, wanted: frozenset[bytes], offset: int) -> Check:
+def _one_of(check: str, name: str, wanted: frozenset[bytes], offset: int) -> Check:
     def apply(report: AttestationReport, product: Product | None, findings: Findings) -> None:
         got: bytes = getattr(report, name)
         if got not in wanted:
-            findings.fail(check, field, got.hex(), _listed(wanted), offset=offset)
-        findings.conclude(check)
+            findings.fail(check, name.upper(), got.hex(), _listed(wanted), offset=offset)
 
     return apply
 
@@ -151,7 +186,6 @@ def _vmpl(policy: Policy) -> Check:
             findings.fail("Y10", "VMPL", f"{report.vmpl:#x}", exact, offset=0x30)
         if maximum is not None and report.vmpl > maximum:
             findings.fail("Y10", "VMPL", f"{report.vmpl:#x}", f"at most {maximum}", offset=0x30)
-        findings.conclude("Y10")
 
     return apply
 
@@ -162,7 +196,6 @@ def _guest_svn(policy: Policy) -> Check:
     def apply(report: AttestationReport, product: Product | None, findings: Findings) -> None:
         if report.guest_svn < least:
             findings.fail("Y11", "GUEST_SVN", report.guest_svn, f"at least {least}", offset=0x04)
-        findings.conclude("Y11")
 
     return apply
 
@@ -174,7 +207,6 @@ def _abi(policy: Policy) -> Check:
         abi = (report.policy.abi_major, report.policy.abi_minor)
         if abi < least:
             findings.fail("Y12", "POLICY.ABI", _dotted(abi), f"at least {_dotted(least)}", offset=0x08)
-        findings.conclude("Y12")
 
     return apply
 
@@ -187,7 +219,6 @@ def _forbidden(policy: Policy) -> Check:
         for name in names:
             if getattr(report.policy, name):
                 findings.fail("Y13", f"POLICY.{name.upper()}", 1, 0, offset=0x08)
-        findings.conclude("Y13")
 
     return apply
 
@@ -199,7 +230,6 @@ def _required(policy: Policy) -> Check:
         for name in names:
             if not getattr(report.policy, name):
                 findings.fail("Y14", f"POLICY.{name.upper()}", 0, 1, offset=0x08)
-        findings.conclude("Y14")
 
     return apply
 
@@ -213,7 +243,6 @@ def _id_block(policy: Policy) -> Check:
             findings.fail("Y15", "ID_KEY_DIGEST", "zero (no ID block)", "an ID key's digest", offset=0xE0)
         if listed and digest not in listed:
             findings.fail("Y15", "ID_KEY_DIGEST", digest.hex(), _listed(listed), offset=0xE0)
-        findings.conclude("Y15")
 
     return apply
 
@@ -227,7 +256,6 @@ def _author_key(policy: Policy) -> Check:
             findings.fail("Y16", "AUTHOR_KEY_EN", 0, 1, offset=0x48)
         if listed and digest not in listed:
             findings.fail("Y16", "AUTHOR_KEY_DIGEST", digest.hex(), _listed(listed), offset=0x110)
-        findings.conclude("Y16")
 
     return apply
 
@@ -247,7 +275,6 @@ def _platform(policy: Policy) -> Check:
         if strict and got.unnamed():
             wanted = "no bits that are not known here"
             findings.fail("Y17", "PLATFORM_INFO", f"{got.unnamed():#x}", wanted, offset=0x40)
-        findings.conclude("Y17")
 
     return apply
 
@@ -275,7 +302,6 @@ def _minimum_tcb(check: str, name: str, minimum: Mapping[Product, Mapping[str, i
             low = [f"{part} at least {level}" for part, level in least.items() if levels[part] < level]
             if low:
                 findings.fail(check, field, shown(tcb), ", ".join(low), offset=offset)
-        findings.conclude(check)
 
     return apply
 
@@ -290,7 +316,6 @@ def _firmware(policy: Policy) -> Check:
             findings.fail("Y20", "CURRENT version", _dotted(current), wanted, offset=0x1E9)
         if report.current_build < build:
             findings.fail("Y20", "CURRENT build", report.current_build, f"at least {build}", offset=0x1E8)
-        findings.conclude("Y20")
 
     return apply
 
@@ -312,7 +337,6 @@ def _mitigations(check: str, name: str, wanted: int, offset: int) -> Check:
             findings.fail(check, field, f"none in version {report.version}", f"{wanted:#x}", offset=offset)
         elif wanted & ~got:
             findings.fail(check, field, f"{got:#x}", f"all of {wanted:#x}", offset=offset)
-        findings.conclude(check)
 
     return apply
 
@@ -324,22 +348,26 @@ _REQUIRED_BITS: Final = (
     "require_ciphertext_hiding_dram",
     "require_page_swap_disable",
 )
-_MADE_BY: Final[tuple[tuple[tuple[str, ...], Callable[[Policy], Check]], ...]] = (
-    (("vmpl", "maximum_vmpl"), _vmpl),
-    (("minimum_guest_svn",), _guest_svn),
-    (("minimum_abi",), _abi),
-    (("allow_smt", "allow_cxl"), _forbidden),
-    (_REQUIRED_BITS, _required),
-    (("id_key_digests", "require_id_block"), _id_block),
-    (("author_key_digests", "require_author_key"), _author_key),
-    (("required_platform_info", "forbidden_platform_info", "refuse_unknown_platform_info"), _platform),
-    (("minimum_tcb",), _reported_tcb),
-    (("minimum_launch_tcb",), _launch_tcb),
-    (("minimum_version", "minimum_build"), _firmware),
-    (("launch_mit_vector",), _launch_mitigations),
-    (("current_mit_vector",), _current_mitigations),
+_MADE_BY: Final[tuple[tuple[str, tuple[str, ...], Callable[[Policy], Check]], ...]] = (
+    ("Y10", ("vmpl", "maximum_vmpl"), _vmpl),
+    ("Y11", ("minimum_guest_svn",), _guest_svn),
+    ("Y12", ("minimum_abi",), _abi),
+    ("Y13", ("allow_smt", "allow_cxl"), _forbidden),
+    ("Y14", _REQUIRED_BITS, _required),
+    ("Y15", ("id_key_digests", "require_id_block"), _id_block),
+    ("Y16", ("author_key_digests", "require_author_key"), _author_key),
+    (
+        "Y17",
+        ("required_platform_info", "forbidden_platform_info", "refuse_unknown_platform_info"),
+        _platform,
+    ),
+    ("Y18", ("minimum_tcb",), _reported_tcb),
+    ("Y19", ("minimum_launch_tcb",), _launch_tcb),
+    ("Y20", ("minimum_version", "minimum_build"), _firmware),
+    ("Y21", ("launch_mit_vector",), _launch_mitigations),
+    ("Y22", ("current_mit_vector",), _current_mitigations),
 )
-"""Fields of the policy, and what makes their check."""
+"""Check, fields of the policy that ask for it, and what makes it."""
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -9,6 +9,7 @@ import operator
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.snp_report import Product, SigningKey, TcbVersion
+from swsnp.verify.result import mask
 
 if TYPE_CHECKING:
     from swsnp.abi.snp_report import AttestationReport
@@ -23,6 +24,10 @@ _HIGHEST_VMPL: Final = 3
 _NO_MIGRATION_AGENT: Final = b"\xff" * 32
 _NO_CHIP: Final = bytes(64)
 _NO_DIGEST: Final = bytes(48)
+_LEAF: Final = mask("R2", "R3")
+_TCB: Final = mask("R4", "R5")
+_VERSIONS: Final = mask("R6")
+_FLAGS: Final = mask("R7", "R8", "R9", "R10", "R11")
 
 
 def _reserved(product: Product) -> int:
@@ -64,7 +69,7 @@ def check_leaf_relations(
         findings.warn("R3", f"any provider is accepted: {leaf.csp_id!r}", field="CSP id", got=leaf.csp_id)
     elif leaf.csp_id is not None and leaf.csp_id not in policy.csp_ids:
         findings.fail("R3", "CSP id", repr(leaf.csp_id), ", ".join(sorted(policy.csp_ids)))
-    findings.conclude("R2", "R3")
+    findings.made |= _LEAF
 
 
 def check_tcb_relations(
@@ -84,13 +89,13 @@ def check_tcb_relations(
     else:
         _check_current(report, product, settled, findings)
         _check_launch(report, product, findings)
-        findings.conclude("R4", "R5")
+        findings.made |= _TCB
     committed_at = (report.committed_major, report.committed_minor, report.committed_build)
     current_at = (report.current_major, report.current_minor, report.current_build)
     if committed_at > current_at or (settled and committed_at != current_at):
         wanted = f"{'' if settled else 'at most '}{'.'.join(map(str, current_at))}"
         findings.fail("R6", "COMMITTED version", ".".join(map(str, committed_at)), wanted, offset=0x1EC)
-    findings.conclude("R6")
+    findings.made |= _VERSIONS
 
 
 def _check_current(report: AttestationReport, product: Product, settled: bool, findings: Findings) -> None:
@@ -162,7 +167,7 @@ def check_policy_relations(report: AttestationReport, policy: Policy, findings: 
     if report.report_id_ma != _NO_MIGRATION_AGENT and not allowed.migrate_ma:
         got = report.report_id_ma.hex()
         findings.fail("R11", "REPORT_ID_MA", got, "ff x 32", offset=0x160, lax=True)
-    findings.conclude("R7", "R8", "R9", "R10", "R11")
+    findings.made |= _FLAGS
 
 
 def at_most(low: TcbVersion, high: TcbVersion) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from swsnp.abi.snp_report import Product
     from swsnp.certs.x509_reader import Certificate
 
-__all__ = ["CHECKS", "Finding", "Findings", "MAY_SKIP", "Outcome", "SCHEMA", "Verification"]
+__all__ = ["CHECKS", "Finding", "Findings", "MAY_SKIP", "Outcome", "SCHEMA", "Verification", "mask"]
 
 SCHEMA: Final = "swsnp.verification/1"
 """Name and version of the form that `Verification.as_dict` has."""
@@ -84,8 +84,7 @@ CHECKS: Final[dict[str, tuple[str, str]]] = {
 """Check to rule and source, in the order in which they are made."""
 MAY_SKIP: Final = frozenset(("P9", "P10", "C10", *(check for check in CHECKS if check.startswith("Y"))))
 """Checks that do not apply to every report, or only when there is something to check against."""
-_REQUIRED: Final = CHECKS.keys() - MAY_SKIP
-_PRODUCT: Final = frozenset(("P9", "P10"))
+_BITS: Final = {check: 1 << number for number, check in enumerate(CHECKS)}
 _NOT_MADE: Final = {
     "P9": "version 2 has no family and model",
     "P10": "from version 3 on, family and model say it",
@@ -93,6 +92,15 @@ _NOT_MADE: Final = {
     **dict.fromkeys((check for check in CHECKS if check.startswith("Y")), "the policy demands nothing here"),
 }
 _WORD: Final = 8
+
+
+def mask(*checks: str) -> int:
+    """A set of checks, one bit each: what `Findings.made` is made of."""
+    return sum(_BITS[check] for check in checks)
+
+
+_REQUIRED: Final = mask(*(CHECKS.keys() - MAY_SKIP))
+_PRODUCT: Final = mask("P9", "P10")
 
 
 class Outcome(StrEnum):
@@ -149,8 +157,8 @@ _SKIPPED: Final = {
 class Findings:
     """Collects findings; every check writes through this.
 
-    A check that holds leaves no finding of its own: the function that made it says so with `conclude`, and
-    what nobody concluded was not made.
+    A check that holds leaves no finding of its own: the function that made it adds its bits to `made`, and
+    what is not there was not made.
 
     Args:
         lax: tell what go-sev-guest would let pass, instead of refusing it.
@@ -161,16 +169,12 @@ class Findings:
     def __init__(self, *, lax: bool = False) -> None:
         self.lax = lax
         self.noted: list[Finding] = []
-        self.made: set[str] = set()
+        self.made = 0
 
-    def conclude(self, *checks: str) -> None:
-        """These checks were made; what they found stands in `noted`."""
-        self.made.update(checks)
-
-    def take(self, noted: Iterable[Finding], made: Iterable[str]) -> None:
+    def take(self, noted: Iterable[Finding], made: int) -> None:
         """What another verification of the same evidence found, or a part of this one."""
-        self.noted.extend(noted)
-        self.made.update(made)
+        self.noted += noted
+        self.made |= made
 
     def skip(self, check: str, why: str) -> None:
         """The check could not be made."""
@@ -244,12 +248,13 @@ class Verification:
         to compare with, and matched.
 
     `report` is None when the bytes are no report. Without `authenticated`, report, leaf and product are what
-    the evidence claims and nothing more. `noted` has what is worth saying, `made` the checks that were made.
+    the evidence claims and nothing more. `noted` has what is worth saying; `made` is the `mask` of the checks
+    that were made.
     """
 
     report: AttestationReport | None
     noted: tuple[Finding, ...]
-    made: frozenset[str]
+    made: int
     missing: tuple[str, ...]
     """What keeps an authentic report from being accepted by absence: "report_data", "measurement"."""
     not_checked: tuple[str, ...]
@@ -257,21 +262,22 @@ class Verification:
     product: Product | None = None
     leaf: Certificate | None = None
 
-    @cached_property
-    def authenticated(self) -> bool:
-        """Whether all of P, C and R holds."""
-        passed = self.made
-        for each in self.noted:
-            if each.outcome is Outcome.FAIL and not each.check.startswith("Y"):
-                return False
-            if each.outcome is Outcome.SKIP:
-                passed = passed - {each.check}
-        return self.report is not None and passed >= _REQUIRED and not passed.isdisjoint(_PRODUCT)
+    authenticated: bool = field(init=False)
+    passed: bool = field(init=False)
+    """Authenticated, and no rule of the policy is broken; what is `missing` was not asked for."""
 
-    @property
-    def passed(self) -> bool:
-        """Authenticated, and no rule of the policy is broken; what is `missing` was not asked for."""
-        return self.authenticated and not self.failures
+    def __post_init__(self) -> None:
+        made, failed = self.made, False
+        genuine = self.report is not None
+        for each in self.noted:
+            if each.outcome is Outcome.SKIP:
+                made &= ~_BITS[each.check]
+            elif each.outcome is Outcome.FAIL:
+                failed = True
+                genuine = genuine and each.check.startswith("Y")
+        genuine = genuine and made & _REQUIRED == _REQUIRED and made & _PRODUCT != 0
+        object.__setattr__(self, "authenticated", genuine)
+        object.__setattr__(self, "passed", genuine and not failed)
 
     @property
     def accepted(self) -> bool:
@@ -284,7 +290,7 @@ class Verification:
         noted: dict[str, list[Finding]] = {}
         for each in self.noted:
             noted.setdefault(each.check, []).append(each)
-        quiet = {check: (_OK if check in self.made else _SKIPPED)[check] for check in CHECKS}
+        quiet = {check: (_OK if self.made & _BITS[check] else _SKIPPED)[check] for check in CHECKS}
         return tuple(each for check in CHECKS for each in noted.get(check, (quiet[check],)))
 
     @property

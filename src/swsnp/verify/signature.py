@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.snp_report import SIGNATURE_OFFSET, SIGNED_SIZE
 from swsnp.crypto.derive import P384_ORDER
+from swsnp.verify.result import mask
 
 if TYPE_CHECKING:
     from swsnp.abi.snp_report import AttestationReport
@@ -18,6 +19,8 @@ __all__ = ["check_report_signature", "check_signature_form", "signed_by"]
 _NUMBER: Final = 48
 _HIGH: Final = bytes(24)
 _TAIL: Final = bytes(368)
+_FORM: Final = mask("P7", "P8")
+_SIGNED: Final = mask("R1")
 
 
 def check_signature_form(report: AttestationReport, findings: Findings) -> None:
@@ -37,7 +40,7 @@ def check_signature_form(report: AttestationReport, findings: Findings) -> None:
     tail = report.reserved_330
     if tail != _TAIL:
         findings.fail("P8", "bytes 330h..49Fh", tail.hex().rstrip("0"), 0, offset=0x330)
-    findings.conclude("P7", "P8")
+    findings.made |= _FORM
 
 
 def signed_by(data: bytes, key: ecdsa.VerifyingKey | None) -> bool:
@@ -57,4 +60,4 @@ def check_report_signature(signed: bool, leaf: Certificate | None, findings: Fin
         findings.fail("R1", "signature", "no leaf to check it with", "a VCEK or VLEK")
     elif not signed:
         findings.fail("R1", "signature", "another's", f"one by the key in {leaf.subject_cn}", offset=0x2A0)
-    findings.conclude("R1")
+    findings.made |= _SIGNED

@@ -14,7 +14,7 @@ from swsnp.verify.parse import check_form, check_product, parse_report
 from swsnp.verify.policy import Policy
 from swsnp.verify.policy_checks import check_given, compile_policy
 from swsnp.verify.relations import check_leaf_relations, check_policy_relations, check_tcb_relations
-from swsnp.verify.result import CHECKS, Findings, Verification
+from swsnp.verify.result import CHECKS, Findings, Verification, mask
 from swsnp.verify.signature import check_report_signature, check_signature_form, signed_by
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ __all__ = ["Verifier", "verify", "verify_strict"]
 _CACHE_SIZE: Final = 1024
 _LIKES: Final = (None, "go-sev-guest")
 _ON_EVIDENCE: Final = frozenset(("P1", "C0"))
-_BOTH: Final = ("report_data", "measurement")
+_READ: Final = mask("C0")
+_ONE: Final = (bytes, bytearray, memoryview, str)
 _DEFAULT_POLICY: Final = Policy()
 
 
@@ -69,12 +70,9 @@ class Verifier:
             raise UsageError(f"like: got {like!r}, wanted 'go-sev-guest' or None")
         self._roots, self._policy, self._product = roots, policy, product
         self._lax = like is not None
-        self._reader = Reader(cache_size, engine)
+        self._reader = Reader(cache_size, engine, () if roots is None else roots.certificates)
         self._signatures = Signatures(cache_size)
-        self._policy_checks = compile_policy(policy)
-        self._unset = policy.unset()
-        self._report_data = () if policy.report_data is None else (policy.report_data,)
-        self._measurements = (frozenset(policy.measurements),) if policy.measurements else ()
+        self._compiled = compile_policy(policy)
 
     def verify(
         self,
@@ -113,7 +111,7 @@ class Verifier:
             None if table is None else bytes(table),
             _several("crls", crls),
         )
-        findings.take(evidence.noted, ("C0",))
+        findings.take(evidence.noted, _READ)
         data = bytes(report)
         parsed = parse_report(data, findings)
         product = leaf = None
@@ -123,14 +121,15 @@ class Verifier:
         else:
             product, leaf = self._authenticate(data, parsed, evidence, at, findings)
             check_given(parsed, wanted_data, wanted_measurements, findings)
-            for check in self._policy_checks:
+            for check in self._compiled.checks:
                 check(parsed, product, findings)
+            findings.made |= self._compiled.made
         return Verification(
             report=parsed,
             noted=tuple(findings.noted),
-            made=frozenset(findings.made),
+            made=findings.made,
             missing=_missing(wanted_data, wanted_measurements),
-            not_checked=self._not_checked(report_data, measurement),
+            not_checked=self._compiled.not_checked[report_data is not None, measurement is not None],
             product=product,
             leaf=None if leaf is None else leaf.certificate,
         )
@@ -179,19 +178,12 @@ class Verifier:
         self, report_data: bytes | None, measurement: bytes | None
     ) -> tuple[tuple[bytes, ...], tuple[frozenset[bytes], ...]]:
         """The policy's and the call's."""
-        data, measurements = self._report_data, self._measurements
+        data, measurements = self._compiled.report_data, self._compiled.measurements
         if report_data is not None:
             data = (*data, _sized("report_data", report_data, 64))
         if measurement is not None:
             measurements = (*measurements, frozenset((_sized("measurement", measurement, 48),)))
         return data, measurements
-
-    def _not_checked(self, report_data: bytes | None, measurement: bytes | None) -> tuple[str, ...]:
-        given = (
-            *(("report_data",) if report_data is not None else ()),
-            *(("measurements",) if measurement is not None else ()),
-        )
-        return tuple(name for name in self._unset if name not in given)
 
 
 def verify(
@@ -266,11 +258,11 @@ def _select_leaf(data: bytes, report: AttestationReport, evidence: Evidence) -> 
 
 
 def _missing(data: tuple[bytes, ...], measurements: tuple[frozenset[bytes], ...]) -> tuple[str, ...]:
-    return tuple(name for name, given in zip(_BOTH, (data, measurements), strict=True) if not given)
+    return (() if data else ("report_data",)) + (() if measurements else ("measurement",))
 
 
 def _several(name: str, values: Iterable[bytes]) -> tuple[bytes, ...]:
-    if isinstance(values, bytes | bytearray | memoryview | str):
+    if isinstance(values, _ONE):
         raise UsageError(f"{name}: got one {type(values).__name__}, wanted a sequence of them")
     return tuple(map(bytes, values))
 

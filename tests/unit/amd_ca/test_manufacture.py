@@ -17,12 +17,12 @@ from swsnp.abi.snp_report import Product, TcbVersion
 from swsnp.amd_ca.manufacture import Hierarchy
 from swsnp.certs.crl import read_crl
 from swsnp.certs.kds_extensions import leaf_profile
+from swsnp.certs.signature import rsa_signed
 from swsnp.certs.table import parse
 from swsnp.certs.x509_reader import Certificate, read, read_all, to_pem
 from swsnp.crypto.derive import SeededEntropy
 from swsnp.crypto.ecdsa import SigningKey
 from swsnp.errors import LayoutError, UsageError
-from swsnp.verify.chain import rsa_signed
 from swsnp.verify.roots import AMD_ARK_SPKI_SHA256, spki_sha256
 
 if TYPE_CHECKING:

@@ -62,6 +62,9 @@ def test_the_parts_make_good_certificates() -> None:
     assert read(certificate(spki=rsa(*numbers))).key == RsaKey(size=4096, exponent=65537)
 
 
+BOOLEAN = bytes.fromhex("0101ff")
+
+
 @pytest.mark.parametrize(
     ("where", "data"),
     [
@@ -75,20 +78,29 @@ def test_the_parts_make_good_certificates() -> None:
         ("subjectPublicKeyInfo", certificate(spki=rsa(_integer((1 << 4095) + 1), _integer(65537), MORE))),
         ("extensions", certificate(extensions=_tagged(3, _sequence(*EXTENSIONS), MORE))),
         ("certificate", certificate(end=MORE)),
-        (
-            r"extensions\[0\]",
-            certificate(
-                extensions=_tagged(
-                    3, _sequence(_sequence(_oid("1.2.3"), bytes(core.OctetString(b"x").dump()), MORE))
-                )
-            ),
-        ),
     ],
 )
 def test_nothing_follows_a_structure(where: str, data: bytes) -> None:
     """RFC 5280, appendix A: no structure of a certificate has a field after its last."""
     with pytest.raises(LayoutError, match=rf"{where}: 2 bytes follow"):
         read(data)
+
+
+@pytest.mark.parametrize("size", [1, 100])
+@pytest.mark.parametrize(("before", "after"), [(b"", MORE), (MORE, b""), (BOOLEAN * 2, b"")])
+def test_an_extension_has_three_parts(size: int, before: bytes, after: bytes) -> None:
+    """RFC 5280, 4.1: extnID, critical if it is true, extnValue; nothing else, whatever its length."""
+
+    def read_with(*parts: bytes) -> None:
+        read(certificate(extensions=_tagged(3, _sequence(_sequence(*parts)))))
+
+    value = bytes(core.OctetString(bytes(size)).dump())
+    read_with(_oid("1.2.3"), value)
+    read_with(_oid("1.2.3"), BOOLEAN, value)
+    with pytest.raises(LayoutError, match="wanted extnID, critical, extnValue"):
+        read_with(_oid("1.2.3"), before, value, after)
+    with pytest.raises(LayoutError, match="extensions: got tag 0x31, wanted 0x30"):
+        read(certificate(extensions=_tagged(3, _sequence(_set(_oid("1.2.3"), value)))))
 
 
 def test_nothing_follows_basic_constraints() -> None:

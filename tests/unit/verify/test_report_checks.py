@@ -21,7 +21,7 @@ from swsnp.abi.snp_report import (
 from swsnp.crypto.derive import P384_ORDER
 from swsnp.errors import LayoutError, UsageError, VerificationError
 from swsnp.verify.parse import report_from_hcl, report_from_response
-from swsnp.verify.result import CHECKS, MAY_SKIP, Finding, Findings, Outcome, Verification
+from swsnp.verify.result import CHECKS, MAY_SKIP, Finding, Findings, Outcome, Verification, mask
 from swsnp.verify.verifier import verify_strict
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def verdict(bench: Bench, *, without: str = "", noted: tuple[Finding, ...] = ())
     return Verification(
         report=AttestationReport.parse(bench.report()),
         noted=noted,
-        made=frozenset(CHECKS) - {without},
+        made=mask(*(name for name in CHECKS if name != without)),
         missing=(),
         not_checked=(),
     )
@@ -316,12 +316,12 @@ def test_nothing_is_authenticated_without_every_required_check(milan: Bench, mis
 
 def test_nothing_is_authenticated_without_findings(milan: Bench) -> None:
     """No finding, no report, no product: no verdict but a refusal."""
-    report, every = AttestationReport.parse(milan.report()), frozenset(CHECKS)
+    report, every = AttestationReport.parse(milan.report()), mask(*CHECKS)
     quiet: dict[str, Any] = {"noted": (), "missing": (), "not_checked": ()}
     assert Verification(report=report, made=every, **quiet).authenticated
-    assert not Verification(report=report, made=frozenset(), **quiet).authenticated
+    assert not Verification(report=report, made=0, **quiet).authenticated
     assert not Verification(report=None, made=every, **quiet).authenticated
-    assert not Verification(report=report, made=every - {"P9", "P10"}, **quiet).authenticated
+    assert not Verification(report=report, made=every & ~mask("P9", "P10"), **quiet).authenticated
 
 
 def test_findings_carry_rule_and_source() -> None:
