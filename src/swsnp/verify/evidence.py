@@ -77,7 +77,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Parts:
-    """What reading needs; apart from `Reader`, so that nothing refers to itself and waits for the collector."""
+    """What reading needs; apart from `Reader`, so that nothing of it refers to itself."""
 
     engine: Engine
     known: dict[bytes, Certificate]
