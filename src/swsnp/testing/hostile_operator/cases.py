@@ -1,7 +1,7 @@
 """The catalogue of hostile operators.
 
 Source: the certificate handling that Linux documents for KVM_EXIT_SNP_REQ_CERTS and its OFD lock; the series;
-docs/how-to/certificates.md.
+docs/how-to/operator.md.
 """
 
 from __future__ import annotations
