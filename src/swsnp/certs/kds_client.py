@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
@@ -85,6 +86,8 @@ class KdsClient:
         offline: use the cache only.
         budget_s: how long one certificate may take with all pauses and repeats; 0 tries once.
         attempt_s: how long one attempt may take.
+        chain_age: how old a kept chain may be before the service is asked for another.
+        crl_age: the same of a CRL; `timedelta.max` keeps it until its nextUpdate.
         transport: who speaks HTTP.
         now: the time that ages and ends are judged by.
         monotonic: the clock that the budget is measured with.
@@ -102,6 +105,8 @@ class KdsClient:
         offline: bool = False,
         budget_s: float = BUDGET_S,
         attempt_s: float = ATTEMPT_S,
+        chain_age: timedelta = CHAIN_AGE,
+        crl_age: timedelta = CRL_AGE,
         transport: Transport | None = None,
         now: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
@@ -120,7 +125,10 @@ class KdsClient:
         self._now = now
         self._monotonic = monotonic
         self._sleep = sleep
+        self._chain_age = chain_age
+        self._crl_age = crl_age
         self._resting: dict[str, float] = {}
+        self._failures: dict[str, tuple[float, KdsError]] = {}
 
     def __repr__(self) -> str:
         return f"KdsClient({self.base!r}, {self._cache!r}, offline={self.offline})"
@@ -165,11 +173,13 @@ class KdsClient:
             raise KdsOffline(
                 url, "not in the cache, or past its end there, and the network is not to be used"
             )
+        began = self._monotonic()
         with self._cache.hold(url, self._budget_s + self._attempt_s):
             kept = self._kept(url, request)  # another may have asked while we waited for our turn
             if kept is not None and (self._fresh(*kept) or self._rests(url)):
                 return kept[0]
-            return self._ask(url, request, None if kept is None else kept[0])
+            self._share_failure(url, began)
+            return self._ask(url, request, None if kept is None else kept[0], began)
 
     def _kept(self, url: str, request: KdsRequest) -> tuple[KdsAnswer, datetime] | None:
         """What the cache has that is whole, is what was asked for, and has not ended."""
@@ -184,24 +194,36 @@ class KdsClient:
         return (answer, kept.fetched) if self._now() <= answer.ends else None
 
     def _fresh(self, answer: KdsAnswer, fetched: datetime) -> bool:
-        limits = {ChainRequest: CHAIN_AGE, CrlRequest: CRL_AGE}
+        limits = {ChainRequest: self._chain_age, CrlRequest: self._crl_age}
         limit = limits.get(type(answer.request))
         return limit is None or timedelta(0) <= self._now() - fetched < limit
 
     def _rests(self, url: str) -> bool:
         return self._monotonic() < self._resting.get(url, float("-inf"))
 
-    def _ask(self, url: str, request: KdsRequest, kept: KdsAnswer | None) -> KdsAnswer:
+    def _share_failure(self, url: str, began: float) -> None:
+        """Who waited while another thread asked in vain has its answer, and does not ask the same again."""
+        when, error = self._failures.get(url, (float("-inf"), None))
+        if error is not None and when > began:
+            raise copy(error)
+
+    def _ask(self, url: str, request: KdsRequest, kept: KdsAnswer | None, began: float) -> KdsAnswer:
+        # one attempt is enough where there is something to fall back on; waiting for others counts as pause
+        deadline = began + (self._budget_s if kept is None else 0.0)
         try:
-            body = self._fetch(url, limit_of(request), self._budget_s if kept is None else 0.0)
+            answer = self._judged(url, request, self._fetch(url, limit_of(request), deadline))
         except KdsUnavailable as error:
             if kept is None:
+                self._failures[url] = (self._monotonic(), error)
                 raise
             _logger.warning("cannot be renewed, the kept one is used, good until %s: %s", kept.ends, error)
             self._resting[url] = self._monotonic() + _REST_S
             return kept
-        answer = self._judged(url, request, body)
-        self._cache.write(url, Kept(body=body, fetched=self._now()))
+        except KdsError as error:
+            self._failures[url] = (self._monotonic(), error)
+            raise
+        self._failures.pop(url, None)
+        self._cache.write(url, Kept(body=answer.body, fetched=self._now()))
         return answer
 
     def _judged(self, url: str, request: KdsRequest, body: bytes) -> KdsAnswer:
@@ -215,8 +237,8 @@ class KdsClient:
             )
         return answer
 
-    def _fetch(self, url: str, limit: int, budget_s: float) -> bytes:
-        deadline, pause, timeout_s = self._monotonic() + budget_s, _FIRST_PAUSE_S, self._attempt_s
+    def _fetch(self, url: str, limit: int, deadline: float) -> bytes:
+        pause, timeout_s = _FIRST_PAUSE_S, self._attempt_s
         while True:
             try:
                 return self._attempt(url, timeout_s, limit)

@@ -15,6 +15,8 @@ SwsnpError
 
 from __future__ import annotations
 
+from typing import Any
+
 from swsnp.errors import HostError, InputError, SwsnpError
 
 __all__ = [
@@ -38,6 +40,10 @@ class KdsError(SwsnpError):
         super().__init__(f"{url}: {reason}")
         self.url = url
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[KdsError], tuple[str, str], dict[str, Any]]:
+        # copied and sent between processes by what it was made of, not by its text
+        return type(self), (self.url, self.reason), self.__dict__
 
 
 class KdsNotFound(KdsError):

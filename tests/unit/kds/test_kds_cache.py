@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from swsnp.abi.snp_report import Product
+from swsnp.amd_ca.kds_double import Misbehaviour, Trouble
 from swsnp.certs.kds_cache import DiskCache, Kept, MemoryCache, default_folder
-from swsnp.certs.kds_client import KdsClient
-from swsnp.certs.kds_url import KDS, ChainRequest, CrlRequest, KdsRequest, url_of
+from swsnp.certs.kds_url import KDS, ChainRequest, CrlRequest, url_of
 from swsnp.errors import HostError, LayoutError
 from swsnp.testing import FakeClock
 
@@ -262,27 +263,40 @@ def test_no_lock_where_nothing_can_be_written(cache: DiskCache) -> None:
         pass
 
 
-def _ask(base: str, folder: Path, request: KdsRequest, gate: str) -> None:
-    while not Path(gate).exists():
-        os.sched_yield()
-    client = KdsClient(DiskCache(folder), base=base, now=lambda: NOW)
-    Path(gate).with_name(f"got-{os.getpid()}").write_bytes(client.get(request).body)
+ASK = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from swsnp.certs.kds_cache import DiskCache
+from swsnp.certs.kds_client import KdsClient
+from swsnp.certs.kds_url import parse_url
+
+base, request = parse_url(sys.argv[2])
+client = KdsClient(DiskCache(Path(sys.argv[1])), base=base, now=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+print("ready", flush=True)
+sys.stdin.readline()
+print(client.get(request).body.hex())
+"""
 
 
 @pytest.mark.slow
 def test_one_request_for_two_processes(bench: Bench, server: KdsServer, tmp_path: Path) -> None:
     """Two processes that want the same leaf at once make one request between them, and get the same bytes."""
-    spawn = multiprocessing.get_context("fork")
-    gate = tmp_path / "gate"
-    arguments = (server.url, tmp_path / "kds", bench.vcek_request(), str(gate))
-    pair = [spawn.Process(target=_ask, args=arguments) for _ in range(2)]
+    server.double.misbehave(Misbehaviour(trouble=Trouble.SLOW, pause_s=1.0))  # so that both want it meanwhile
+    command = [sys.executable, "-c", ASK, str(tmp_path / "kds"), url_of(bench.vcek_request(), server.url)]
+    pair = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     for each in pair:
-        each.start()
-    gate.touch()
+        assert each.stdout is not None
+        assert each.stdout.readline() == "ready\n"
     for each in pair:
-        each.join(60)
-    assert [each.exitcode for each in pair] == [0, 0]
-    assert len({each.read_bytes() for each in tmp_path.glob("got-*")}) == 1
+        assert each.stdin is not None
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    bodies = {each.communicate(timeout=60)[0] for each in pair}
+    assert [each.returncode for each in pair] == [0, 0]
+    assert bodies == {bench.machines[Product.MILAN].vcek_certificate().hex() + "\n"}
     assert [each.status for each in server.double.asked] == [200]
 
 

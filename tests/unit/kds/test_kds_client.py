@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -32,6 +35,8 @@ from swsnp.certs.x509_reader import read, to_pem
 from swsnp.errors import HostError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tests.unit.kds.conftest import Bench
 
 
@@ -365,6 +370,84 @@ def test_one_request_for_many_threads(bench: Bench) -> None:
     assert len(got) == 8
     assert len(set(got)) == 1
     assert bench.statuses == [200]
+
+
+def test_who_waited_in_vain_does_not_ask_again(bench: Bench) -> None:
+    """Threads that waited while another one asked get its error; whoever comes later asks anew."""
+    waiting = threading.Semaphore(0)
+    got: list[KdsError] = []
+
+    class Counted(MemoryCache):
+        @contextmanager
+        def hold(self, url: str, patience_s: float) -> Iterator[None]:
+            waiting.release()
+            with super().hold(url, patience_s):
+                yield
+
+    class WhenAllWait(Answers):
+        def get(self, url: str, *, timeout_s: float, limit: int) -> HttpAnswer:
+            if len(self.answers) == 2:
+                assert all(waiting.acquire(timeout=30) for _ in range(4))
+            bench.clock.now += 1
+            return super().get(url, timeout_s=timeout_s, limit=limit)
+
+    answers = (HttpAnswer(status=404), HttpAnswer(status=429, headers={"retry-after": "600"}))
+    client = bench.client(transport=WhenAllWait(*answers), cache=Counted())
+
+    def want() -> None:
+        try:
+            client.get(bench.vcek_request())
+        except KdsError as error:
+            got.append(error)
+
+    threads = [threading.Thread(target=want) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(30)
+    assert [(type(each), each.url) for each in got] == 4 * [
+        (KdsNotFound, client.url_of(bench.vcek_request()))
+    ]
+    assert len({id(each) for each in got}) == 4
+    with pytest.raises(KdsThrottled) as caught:
+        client.get(bench.vcek_request())
+    assert caught.value.retry_after_s == 600
+
+
+def test_waiting_for_another_counts(bench: Bench) -> None:
+    """The budget is for the certificate, whoever asks: time spent waiting for another process is gone."""
+
+    class Waited(MemoryCache):
+        @contextmanager
+        def hold(self, url: str, patience_s: float) -> Iterator[None]:
+            bench.clock.now += 100
+            with super().hold(url, patience_s):
+                yield
+
+    bench.double.misbehave(throttled(None))
+    with pytest.raises(KdsThrottled):
+        bench.client(cache=Waited()).get(bench.vcek_request())
+    assert bench.clock.slept == [10.0]
+
+
+@pytest.mark.parametrize("again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_errors_travel(again: Callable[[KdsError], KdsError]) -> None:
+    """Between threads as copies, between processes pickled."""
+    for error in (KdsNotFound("u", "r"), KdsThrottled("u", "r", retry_after_s=3)):
+        other = again(error)
+        assert (type(other), str(other), vars(other)) == (type(error), "u: r", vars(error))
+
+
+def test_ages_are_the_callers_to_choose(bench: Bench) -> None:
+    """A list may be kept to its very end, a chain not at all."""
+    client = bench.client(crl_age=timedelta.max, chain_age=timedelta(0))
+    client.get(CrlRequest(product=Product.MILAN))
+    bench.now += timedelta(days=364)
+    client.get(CrlRequest(product=Product.MILAN))
+    assert bench.statuses == [200]
+    client.get(ChainRequest(product=Product.MILAN))
+    client.get(ChainRequest(product=Product.MILAN))
+    assert bench.statuses == [200] * 3
 
 
 def test_patience_with_another_who_asks_ends(bench: Bench) -> None:

@@ -58,6 +58,16 @@ def test_fixtures(swsnp_machine, swsnp_clock, swsnp_vm, swsnp_seeded_machine):
     with HostileHost(attacks.Busy()).between(swsnp_vm):
         assert ask_report(swsnp_vm).result == -110
     assert swsnp_clock.slept == [2] * 31
+
+
+def test_key_service(swsnp_kds, swsnp_seeded_machine):
+    from urllib.request import urlopen
+    from swsnp.testing.kds import Misbehaviour, Trouble
+
+    with urlopen(f"{swsnp_kds.url}/vcek/v1/Milan/cert_chain") as answer:
+        assert answer.read() == swsnp_seeded_machine.hierarchy.chain_pem()
+    swsnp_kds.double.misbehave(Misbehaviour(trouble=Trouble.OUTAGE))
+    assert [each.status for each in swsnp_kds.double.asked] == [200]
 """
 
 
@@ -68,7 +78,7 @@ def test_fixtures_in_a_suite_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    assert "2 passed" in done.stdout
 
 
 def test_fixtures_are_not_loaded_by_themselves(tmp_path: Path) -> None:
