@@ -58,12 +58,20 @@ def test_fixtures(swsnp_machine, swsnp_clock, swsnp_vm, swsnp_seeded_machine):
     with HostileHost(attacks.Busy()).between(swsnp_vm):
         assert ask_report(swsnp_vm).result == -110
     assert swsnp_clock.slept == [2] * 31
+"""
+KDS_TEST = """
+from urllib.request import urlopen
 
+import pytest
+
+from swsnp.machine import Machine
+from swsnp.testing.kds import Misbehaviour, Trouble
+
+@pytest.fixture
+def swsnp_seeded_machine():
+    return Machine()  # whose keys are made faster than those of a seed
 
 def test_key_service(swsnp_kds, swsnp_seeded_machine):
-    from urllib.request import urlopen
-    from swsnp.testing.kds import Misbehaviour, Trouble
-
     with urlopen(f"{swsnp_kds.url}/vcek/v1/Milan/cert_chain") as answer:
         assert answer.read() == swsnp_seeded_machine.hierarchy.chain_pem()
     swsnp_kds.double.misbehave(Misbehaviour(trouble=Trouble.OUTAGE))
@@ -75,6 +83,7 @@ def test_fixtures_in_a_suite_of_its_own(tmp_path: Path) -> None:
     """The plugin works in a project that has nothing but one line about it."""
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["swsnp.testing.fixtures"]\n')
     (tmp_path / "test_one.py").write_text(FIXTURE_TEST)
+    (tmp_path / "test_two.py").write_text(KDS_TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
