@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import pytest
 
-from swsnp.abi import kvm, psp_sev, sev_guest, snp_command
+from swsnp.abi import kvm, kvm_registers, psp_sev, sev_guest, snp_command
 from swsnp.abi.kvm import Capability, ExitReason, Ioctl, SevCommand
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ HELD = [
     Held(kvm.KvmMemoryAttributes, "kvm_memory_attributes", "kvm.h"),
     Held(kvm.KvmPreFaultMemory, "kvm_pre_fault_memory", "kvm.h"),
     Held(kvm.KvmMpState, "kvm_mp_state", "kvm.h"),
+    Held(kvm_registers.KvmRegs, "kvm_regs", "kvm.h", {"r8_to_r15": "r8"}),
+    Held(kvm_registers.KvmSegment, "kvm_segment", "kvm.h"),
+    Held(kvm_registers.KvmDtable, "kvm_dtable", "kvm.h"),
+    Held(kvm_registers.KvmSregs, "kvm_sregs", "kvm.h"),
     Held(
         sev_guest.SnpGuestRequestIoctl, "snp_guest_request_ioctl", "sev-guest.h", skip=frozenset({"pad_01"})
     ),

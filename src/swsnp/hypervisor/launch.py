@@ -13,7 +13,7 @@ from swsnp.abi.kvm import KvmSevCmd, KvmSevInit, KvmSevSnpLaunchStart, SevComman
 from swsnp.abi.snp_command import Activate, Command, GctxAddress, LaunchStart
 from swsnp.abi.vmsa import SevFeatures
 from swsnp.hypervisor.launch_common import EFAULT, EINVAL, ENOTTY, OK, SevState, Step, copy_in
-from swsnp.hypervisor.launch_finish import RESET_EIP, initial_vmsa, launch_finish
+from swsnp.hypervisor.launch_finish import launch_finish
 from swsnp.hypervisor.launch_update import launch_update
 from swsnp.hypervisor.profiles import RequestPages
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from swsnp.hypervisor.psp_driver import DriverResult
     from swsnp.hypervisor.vm import Vm
 
-__all__ = ["RESET_EIP", "SevState", "initial_vmsa", "memory_encrypt_op", "tear_down"]
+__all__ = ["SevState", "memory_encrypt_op", "tear_down"]
 
 _GHCB_VERSION_MAX: Final = 2
 _UNKNOWN: Final = Step(-errno.EINVAL, copy_back=False)

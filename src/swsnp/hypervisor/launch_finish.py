@@ -1,17 +1,17 @@
 """KVM_SEV_SNP_LAUNCH_FINISH: vCPUs are measured, the guest becomes runnable.
 
-Source: Linux, arch/x86/kvm/svm/sev.c; the register values at reset: QEMU, and AMD 24593.
+Source: Linux, arch/x86/kvm/svm/sev.c.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from swsnp.abi.kvm import KvmSevCmd, KvmSevSnpLaunchFinish
 from swsnp.abi.snp_command import Command, LaunchFinish, LaunchFinishFlags, PageType
 from swsnp.abi.snp_launch import VMSA_GPA, IdAuth, IdBlock
-from swsnp.abi.vmsa import Segment, SevFeatures, Vmsa
+from swsnp.abi.vmsa import SevFeatures
 from swsnp.hardware.memory import BusError
 from swsnp.hypervisor.launch_common import EFAULT, EINVAL, ENOTTY, Step, copy_in, update_buffer
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from swsnp.hypervisor.vcpu import Vcpu
     from swsnp.hypervisor.vm import Vm
 
-__all__ = ["RESET_EIP", "initial_vmsa", "launch_finish"]
-
-RESET_EIP: Final = 0xFFFF_FFF0
+__all__ = ["launch_finish"]
 
 
 def launch_finish(vm: Vm, command: KvmSevCmd) -> Step:
@@ -96,7 +94,7 @@ def _measure_vcpu(vm: Vm, sev: SevState, fd: int, vcpu: Vcpu) -> DriverResult:
     page = vm.vmsa_pages.get(vcpu.id)
     if page is None:
         page = vm.vmsa_pages[vcpu.id] = vm.host.memory.allocate_page()
-    state = initial_vmsa(vcpu.id, sev.vmsa_features, signature=vm.host.vcpu_signature)
+    state = vcpu.registers.vmsa(SevFeatures(sev.vmsa_features))
     vm.host.memory.write(page, bytes(state))
     if ret := vm.driver.make_private(page, gpa=VMSA_GPA, asid=sev.asid, immutable=True):
         return vm.driver.refused(ret)
@@ -108,42 +106,3 @@ def _measure_vcpu(vm: Vm, sev: SevState, fd: int, vcpu: Vcpu) -> DriverResult:
     elif not vm.reclaim(page):
         del vm.vmsa_pages[vcpu.id]
     return result
-
-
-def initial_vmsa(vcpu_id: int, features: int, *, signature: int, eip: int = RESET_EIP) -> Vmsa:
-    """The registers of a vCPU at reset as QEMU leaves them, which the launch measures.
-
-    Args:
-        vcpu_id: every vCPU has the same reset state here. QEMU gives application processors the `eip` of the
-            firmware's SEV-ES reset block.
-        features: SEV_FEATURES of the VM.
-        signature: CPUID Fn1 EAX of the CPU model; RDX after reset.
-        eip: where the processor starts, linear.
-    """
-    data = Segment(attrib=0x93, limit=0xFFFF)
-    table = Segment(limit=0xFFFF)
-    return Vmsa(
-        es=data,
-        cs=Segment(selector=0xF000, attrib=0x9B, limit=0xFFFF, base=eip & 0xFFFF_0000),
-        ss=data,
-        ds=data,
-        fs=data,
-        gs=data,
-        gdtr=table,
-        ldtr=Segment(attrib=0x82, limit=0xFFFF),
-        idtr=table,
-        tr=Segment(attrib=0x8B, limit=0xFFFF),
-        efer=0x1000,
-        cr4=0x40,
-        cr0=0x10,
-        dr7=0x400,
-        dr6=0xFFFF_0FF0,
-        rflags=2,
-        rip=eip & 0xFFFF,
-        g_pat=0x0007_0406_0007_0406,
-        rdx=signature,
-        sev_features=SevFeatures(features),
-        xcr0=1,
-        mxcsr=0x1F80,
-        x87_fcw=0x37F,
-    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from swsnp import trace
 from swsnp.abi.kvm import ExitReason, Ioctl, KvmMpState, MpState, VmType
+from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.hardware import Halt, NestedPageFault, ProcessorError, Shutdown, Vmgexit
 from swsnp.hypervisor import device_io, guest_request, instructions, msr_protocol, page_state, vmgexit
 from swsnp.hypervisor.kvm_run import KvmRun
@@ -34,12 +35,14 @@ from swsnp.hypervisor.outcomes import (
     VmmErrno,
     WaitsForSipi,
 )
+from swsnp.hypervisor.registers import Registers
 from swsnp.hypervisor.scratch import write_outside
 from swsnp.hypervisor.startup import Startup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from swsnp.abi.record import Record
     from swsnp.hypervisor.neighbours import VirtualMachine
     from swsnp.hypervisor.outcomes import Departure, Outcome, UserspaceWanted
     from swsnp.hypervisor.vmgexit import GhcbEvent
@@ -51,6 +54,12 @@ _logger = logging.getLogger(__name__)
 _EINVAL: Final = -errno.EINVAL
 _KVM_RUN: Final = int(Ioctl.KVM_RUN)
 _RUNNABLE: Final = MpState.RUNNABLE
+_REGISTERS: Final[dict[int, type[Record]]] = {
+    Ioctl.KVM_GET_REGS: KvmRegs,
+    Ioctl.KVM_SET_REGS: KvmRegs,
+    Ioctl.KVM_GET_SREGS: KvmSregs,
+    Ioctl.KVM_SET_SREGS: KvmSregs,
+}
 _SYNC_REGS: Final = 0b111
 """Register sets that userspace may sync: none of a VM whose state is protected."""
 _NEEDS_INIT2: Final = frozenset({VmType.SEV, VmType.SEV_ES, VmType.SNP})
@@ -75,6 +84,7 @@ class Vcpu:
         cbit: number of the page table bit that says private.
         cpuid: leaf to EAX, EBX, ECX, EDX (sub-leaf 0), for the MSR protocol.
         gpa_bits: width of guest physical addresses.
+        signature: CPUID Fn1 EAX, in RDX at reset.
     """
 
     def __init__(
@@ -86,6 +96,7 @@ class Vcpu:
         cbit: int,
         cpuid: Callable[[int], tuple[int, int, int, int]] = _no_cpuid,
         gpa_bits: int = 48,
+        signature: int = 0,
     ) -> None:
         self.vm = vm
         self.id = vcpu_id
@@ -94,6 +105,7 @@ class Vcpu:
         self.gpa_bits = gpa_bits
         self.run = KvmRun()
         self.run_area = self.run.memory
+        self.registers = Registers(signature)
         self.measured = False
         """The VMSA was measured: the register state is protected."""
         self.vmsa_page: int | None = None
@@ -123,7 +135,7 @@ class Vcpu:
             emit(trace.MsrProtocol(vm=self.vm.name, vcpu=self.id, request=request, reply=reply))
 
     def ioctl(self, request: int, arg: int | bytearray | memoryview) -> int:
-        """An ioctl on the vCPU's descriptor: KVM_RUN, KVM_GET_MP_STATE or KVM_SET_MP_STATE.
+        """An ioctl on the vCPU's descriptor: KVM_RUN, and what gets or sets its state.
 
         A second thread waits until the first one's ioctl is over.
 
@@ -147,7 +159,28 @@ class Vcpu:
                 return self._get_mp_state(arg)
             if request == Ioctl.KVM_SET_MP_STATE:
                 return self._set_mp_state(arg)
-        return -errno.ENOTTY
+            return self._registers_ioctl(request, arg)
+
+    def _registers_ioctl(self, request: int, arg: int | bytearray | memoryview) -> int:
+        """KVM_GET_REGS and its neighbours: -EINVAL once the state is protected."""
+        kind = _REGISTERS.get(request)
+        if kind is None:
+            return -errno.ENOTTY
+        if isinstance(arg, int) or len(arg) != kind.SIZE:
+            return -errno.EFAULT
+        if self.measured:
+            return _EINVAL
+        registers = self.registers
+        match request:
+            case Ioctl.KVM_GET_REGS:
+                arg[:] = bytes(registers.get_regs())
+            case Ioctl.KVM_SET_REGS:
+                registers.set_regs(KvmRegs.parse(arg))
+            case Ioctl.KVM_GET_SREGS:
+                arg[:] = bytes(registers.get_sregs())
+            case _:
+                registers.set_sregs(KvmSregs.parse(arg))
+        return 0
 
     def _get_mp_state(self, arg: int | bytearray | memoryview) -> int:
         if isinstance(arg, int) or len(arg) != KvmMpState.SIZE:

@@ -179,7 +179,14 @@ class Vm:
             self.created_vcpus += 1
         try:
             processor = self.host.processors(self.memory, self.name, arg)
-            vcpu = Vcpu(self, arg, processor, cbit=self.host.cbit, cpuid=self.host.cpuid)
+            vcpu = Vcpu(
+                self,
+                arg,
+                processor,
+                cbit=self.host.cbit,
+                cpuid=self.host.cpuid,
+                signature=self.host.vcpu_signature,
+            )
         except BaseException:
             with self.lock:
                 self.created_vcpus -= 1

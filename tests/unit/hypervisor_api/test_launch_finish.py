@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from swsnp.abi.kvm import Ioctl, SevCommand
+from swsnp.abi.kvm_registers import KvmRegs, KvmSegment, KvmSregs
 from swsnp.abi.snp_command import (
     Command,
     FirmwareStatus,
@@ -15,9 +16,9 @@ from swsnp.abi.snp_command import (
     LaunchUpdate,
 )
 from swsnp.abi.snp_launch import VMSA_GPA
-from swsnp.abi.vmsa import Vmsa
+from swsnp.abi.vmsa import SevFeatures, Vmsa
 from swsnp.hardware import PageState, RmpUpdate
-from swsnp.hypervisor.launch import initial_vmsa
+from swsnp.hypervisor.registers import Registers
 
 if TYPE_CHECKING:
     from tests.unit.hypervisor_api.conftest import Machine, MakeMachine
@@ -64,8 +65,8 @@ def test_finish_measures_vcpus_in_order_of_creation(machine: Machine) -> None:
     assert {each.info.page_type for each in issued} == {2}
     for each in issued:
         assert (machine.rmp[each.page_paddr].gpa, machine.rmp[each.page_paddr].asid) == (VMSA_GPA, 1)
-        assert Vmsa.parse(machine.memory.read(each.page_paddr, PAGE)) == initial_vmsa(
-            0, 1, signature=0x00800F12
+        assert Vmsa.parse(machine.memory.read(each.page_paddr, PAGE)) == Registers(0x00800F12).vmsa(
+            SevFeatures(1)
         )
     assert all(vcpu.measured for vcpu in vcpus.values())
 
@@ -217,7 +218,7 @@ def test_finish_id_block_addresses(machine: Machine, block: int, auth: int, resu
 
 def test_initial_vmsa() -> None:
     """QEMU's registers at reset with SEV_FEATURES 1: the fields that are not zero, AMD 24593 offsets."""
-    raw = bytes(initial_vmsa(0, 1, signature=0x00A00F11))
+    raw = bytes(Registers(0x00A00F11).vmsa(SevFeatures(1)))
     expected = bytearray(PAGE)
     for at, value, size in (
         *((at, 0x93 << 16 | 0xFFFF << 32, 8) for at in (0x000, 0x020, 0x030, 0x040, 0x050)),
@@ -244,10 +245,74 @@ def test_initial_vmsa() -> None:
     assert raw == bytes(expected)
 
 
-def test_initial_vmsa_of_a_reset_block() -> None:
-    """A processor that starts elsewhere: CS base holds the upper half of EIP, RIP the lower."""
-    state = initial_vmsa(1, 1, signature=0, eip=0x0080B004)
-    assert (state.cs.base, state.rip) == (0x00800000, 0xB004)
+def vcpu_fd(machine: Machine, vm: int) -> int:
+    fd = machine.ioctl(vm, Ioctl.KVM_CREATE_VCPU, 1)
+    assert fd > 0
+    return fd
+
+
+def test_registers_before_the_measurement(machine: Machine) -> None:
+    """KVM_SET_REGS and KVM_SET_SREGS: what the VMM sets is what LAUNCH_FINISH measures."""
+    vm = machine.started()
+    fd = vcpu_fd(machine, vm)
+    regs, sregs = bytearray(KvmRegs.SIZE), bytearray(KvmSregs.SIZE)
+    assert machine.task.ioctl(fd, Ioctl.KVM_GET_REGS, regs) == 0
+    assert machine.task.ioctl(fd, Ioctl.KVM_GET_SREGS, sregs) == 0
+    changed = KvmRegs.parse(regs).but(rip=0xB004, rdx=0xA00F11, r8_to_r15=tuple(range(8)))
+    assert machine.task.ioctl(fd, Ioctl.KVM_SET_REGS, bytearray(bytes(changed))) == 0
+    segments = KvmSregs.parse(sregs)
+    segments = segments.but(cs=segments.cs.but(base=0x800000), cr3=0x1000, gdt=segments.gdt.but(base=7))
+    assert machine.task.ioctl(fd, Ioctl.KVM_SET_SREGS, bytearray(bytes(segments))) == 0
+    assert machine.finish(vm) == (0, 0)
+    page = machine.vm(vm).vcpus[1].vmsa_page
+    assert page is not None
+    before = Registers().vmsa(SevFeatures(1))
+    assert Vmsa.parse(machine.memory.read(page, PAGE)) == before.but(
+        cs=before.cs.but(base=0x800000),
+        gdtr=before.gdtr.but(base=7),
+        cr3=0x1000,
+        rip=0xB004,
+        rdx=0xA00F11,
+        r8_to_r15=tuple(range(8)),
+    )
+
+
+def test_registers_at_reset() -> None:
+    """QEMU, at reset: general registers and segments as KVM's structures have them."""
+    registers = Registers(0xA00F11)
+    assert registers.get_regs() == KvmRegs(rip=0xFFF0, rflags=2, rdx=0xA00F11)
+    sregs = registers.get_sregs()
+    data = KvmSegment(limit=0xFFFF, type=3, present=1, s=1)
+    assert (sregs.ds, sregs.ss) == (data, data)
+    assert sregs.cs == data.but(selector=0xF000, base=0xFFFF0000, type=0xB)
+    assert sregs.ldt == KvmSegment(limit=0xFFFF, type=2, present=1)
+    assert sregs.tr == KvmSegment(limit=0xFFFF, type=0xB, present=1)
+    assert (sregs.cr0, sregs.cr4, sregs.efer, sregs.gdt.limit) == (0x10, 0x40, 0x1000, 0xFFFF)
+
+
+def test_registers_round_trip() -> None:
+    """Every attribute bit of a segment has its place; what is not usable has none."""
+    registers = Registers()
+    flat = KvmSegment(base=1, limit=2, selector=3, type=0xA, present=1, dpl=2, db=1, s=1, l=1, g=1, avl=1)
+    registers.set_sregs(registers.get_sregs().but(fs=flat, gs=flat.but(unusable=1)))
+    assert registers.vmsa(SevFeatures(0)).fs.attrib == 0xFDA
+    assert registers.vmsa(SevFeatures(0)).gs.attrib == 0
+    assert registers.get_sregs().fs == flat
+    assert registers.get_sregs().gs == KvmSegment(base=1, limit=2, selector=3, unusable=1)
+
+
+@pytest.mark.parametrize(
+    "request_", [Ioctl.KVM_GET_REGS, Ioctl.KVM_SET_REGS, Ioctl.KVM_GET_SREGS, Ioctl.KVM_SET_SREGS]
+)
+def test_registers_out_of_reach(machine: Machine, request_: Ioctl) -> None:
+    """Registers: no structure -EFAULT; a vCPU whose state is protected -EINVAL."""
+    vm = machine.started()
+    fd = vcpu_fd(machine, vm)
+    size = request_ >> 16 & 0x3FFF
+    assert machine.task.ioctl(fd, request_, 0) == EFAULT
+    assert machine.task.ioctl(fd, request_, bytearray(size - 1)) == EFAULT
+    assert machine.finish(vm) == (0, 0)
+    assert machine.task.ioctl(fd, request_, bytearray(size)) == EINVAL
 
 
 def test_finish_rmpupdate_fails(machine: Machine) -> None:
