@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from swsnp.measure.launch_plan import LaunchConfig
     from swsnp.measure.svsm import Svsm
 
-__all__ = ["add_options", "config_of", "digest_of", "firmware_of", "ignored", "parse", "run"]
+__all__ = [
+    "add_options",
+    "config_of",
+    "digest_of",
+    "firmware_of",
+    "hash_file",
+    "ignored",
+    "parse",
+    "read_image",
+    "run",
+]
 
 MODES: Final = ("sev", "seves", "snp", "snp:ovmf-hash", "snp:svsm")
 _IMAGE_MAX: Final = 256 << 20

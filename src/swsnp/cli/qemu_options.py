@@ -62,7 +62,7 @@ class SnpGuest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QemuOptions:
-    """A parsed command line. `memory_size` in bytes; `bios` None when there is no `-bios`."""
+    """A parsed command line. `memory_size` in bytes; `bios`, `kernel`, `initrd` None when not given."""
 
     name: str
     cpus: int
@@ -73,6 +73,9 @@ class QemuOptions:
     accelerator: str
     memory_size: int
     bios: Path | None
+    kernel: Path | None
+    initrd: Path | None
+    append: str
     snp: SnpGuest
 
     def vm_config(self) -> VmConfig:
@@ -154,6 +157,8 @@ _OPTIONS: Final[Mapping[str, tuple[str, Mapping[str, Converter]]]] = {
 }
 """Option: the key that its first item may leave out, and its properties."""
 _ALIASES: Final = {"M": "machine"}
+_PLAIN: Final = ("bios", "kernel", "initrd", "append")
+"""Options whose value is no list; commas in it are commas."""
 
 
 def _convert(found: Mapping[str, str], known: Mapping[str, Converter], where: str) -> dict[str, Any]:
@@ -191,8 +196,8 @@ def _options(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, 
     for word in words:
         name = word[2:] if word.startswith("--") else word[1:]
         name = _ALIASES.get(name, name)
-        if not word.startswith("-") or name not in (*_OPTIONS, "object", "bios"):
-            known = ", ".join(f"-{each}" for each in (*_OPTIONS, "object", "bios"))
+        if not word.startswith("-") or name not in (*_OPTIONS, "object", *_PLAIN):
+            known = ", ".join(f"-{each}" for each in (*_OPTIONS, "object", *_PLAIN))
             raise UsageError(f"unknown option {word!r}; known are {known}")
         if (value := next(words, None)) is None:
             raise UsageError(f"-{name}: wants a value")
@@ -203,8 +208,8 @@ def _options(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, 
             objects[values["id"]] = (kind, values)
         elif name in options:
             raise UsageError(f"-{name}: given twice")
-        elif name == "bios":
-            options[name] = {"file": Path(value)}
+        elif name in _PLAIN:
+            options[name] = {"text": value}
         else:
             implied, known_properties = _OPTIONS[name]
             where = f"-{name}"
@@ -242,9 +247,20 @@ def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS
         machine=_machine_type(machine),
         accelerator=_accelerator(options.get("accel", {}).get("accel", ACCELERATORS[0])),
         memory_size=_memory_size(machine, options.get("m", {}), objects),
-        bios=options.get("bios", {}).get("file"),
         snp=_snp_guest(machine, objects, host_cbitpos),
+        **_loaded({name: options[name]["text"] for name in _PLAIN if name in options}),
     )
+
+
+def _loaded(texts: Mapping[str, str]) -> dict[str, Any]:
+    """-bios, -kernel, -initrd and -append; QEMU's rules, and that a kernel comes with a firmware for it."""
+    for name in ("initrd", "append"):
+        if name in texts and "kernel" not in texts:
+            raise UsageError(f"-{name}: only allowed with -kernel")
+    if "kernel" in texts and "bios" not in texts:
+        raise UsageError("-kernel: -bios is missing: the firmware that would start the kernel")
+    files = {name: Path(texts[name]) if name in texts else None for name in ("bios", "kernel", "initrd")}
+    return {**files, "append": texts.get("append", "")}
 
 
 def _product(cpu_model: str) -> Product:

@@ -7,7 +7,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from swsnp.cli import BAD_VERDICT, GOOD, common
-from swsnp.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -18,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_QEMU_HELP = """QEMU's options, as on its command line: -smp, -cpu, -machine, -object, -accel, -m, -name.
+_QEMU_HELP = """QEMU's options, as on its command line: -smp, -cpu, -machine, -object, -accel, -m, -name,
+-bios, -kernel, -initrd, -append. The firmware of -bios is launched and measured page by page, and
+not executed: the built-in guest stands in for it.
 Example:
   swsnp vm -smp 4 -cpu EPYC-Milan-v2
     -machine q35,confidential-guest-support=sev0,memory-backend=ram1
@@ -32,8 +33,6 @@ def run(arguments: Sequence[str]) -> int:
     from swsnp.cli.qemu_options import parse_qemu_options
 
     options = parse_qemu_options(qemu)
-    if options.bios is not None:
-        raise UsageError("-bios: the built-in guest needs no firmware image; leave it out")
     shown = _attest(ours, options)
     if ours.json:
         print(json.dumps(shown, indent=2))
@@ -54,12 +53,14 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _attest(ours: argparse.Namespace, options: Any) -> dict[str, Any]:
+    from swsnp.cli.vm_firmware import plan_of
     from swsnp.machine import Machine
     from swsnp.trace import CertsWanted
 
+    plan = plan_of(options)
     events: list[TraceEvent] = []
     machine = Machine(product=options.product, profile=ours.profile, seed=common.seed_of(ours))
-    with machine.create_vm(config=options.vm_config()) as vm:
+    with machine.create_vm(config=options.vm_config(), plan=plan) as vm:
         vm.boot()
         with machine.trace.listen(events.append):
             nonces = (hashlib.sha512(b"swsnp vm report %d" % number).digest() for number in range(ours.count))
@@ -70,9 +71,27 @@ def _attest(ours: argparse.Namespace, options: Any) -> dict[str, Any]:
         "profile": ours.profile,
         "product": options.product.value,
         "vcpus": vcpus,
+        "firmware": None if plan is None else _firmware(options, answers[0].report),
         "exit_reason": exits[0] if exits else None,
         "certs_sha256": _digest(events, answers),
         "reports": [{"status": each.status, "report": each.report.hex()} for each in answers],
+    }
+
+
+def _firmware(options: Any, report: bytes) -> dict[str, Any]:
+    """What became of -bios and -kernel."""
+    from swsnp.abi.snp_report import AttestationReport
+    from swsnp.cli.vm_firmware import NOT_EXECUTED
+
+    kernel = "none"
+    if options.kernel is not None:
+        kernel = NOT_EXECUTED if options.snp.kernel_hashes else "neither measured nor executed"
+    return {
+        "bios": str(options.bios),
+        "status": NOT_EXECUTED,
+        "executed": False,
+        "kernel": kernel,
+        "measurement": AttestationReport.parse(report).measurement.hex(),
     }
 
 
@@ -91,6 +110,11 @@ def _as_lines(shown: dict[str, Any]) -> list[str]:
         f"{shown['product']} on {shown['profile']}: {shown['vcpus']} vCPU(s), {asked}",
         f"certificates: {certs}",
     ]
+    if (firmware := shown["firmware"]) is not None:
+        lines.append(f"firmware {firmware['bios']}: {firmware['status']}; the built-in guest runs instead")
+        if firmware["kernel"] != "none":
+            lines.append(f"kernel: {firmware['kernel']}")
+        lines.append(f"measurement: {firmware['measurement']}")
     for number, each in enumerate(shown["reports"], 1):
         lines.append(f"report {number}: status {each['status']:#x}, {len(each['report']) // 2} bytes")
     return lines

@@ -25,12 +25,14 @@ from swsnp.hardware.rmp import Rmp
 from swsnp.hardware.turn import Turn
 from swsnp.hypervisor import profiles
 from swsnp.hypervisor.kvm_api import HostKernelModel
+from swsnp.machine.built_in import stand_in_layout
 from swsnp.machine.move import GuestContexts
 from swsnp.machine.virtual_machine import VirtualMachine
 from swsnp.machine.vlek import Vlek, load_hashstick
 from swsnp.trace import Trace
 from swsnp.vmm.certs import BlobFile, BytesSource, CallableSource
 from swsnp.vmm.config import DEFAULT_POLICY, VmConfig
+from swsnp.vmm.firmware_image import config_of_plan, image_of_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,10 +41,12 @@ if TYPE_CHECKING:
     from swsnp.abi.snp_report import TcbVersion
     from swsnp.amd_ca.manufacture import Hierarchy
     from swsnp.firmware.settings import ChipSettings
+    from swsnp.guest.boot import GuestLayout
     from swsnp.guest.driver import Clock, DriverGeneration
     from swsnp.hypervisor.memory import NestedPaging
     from swsnp.hypervisor.neighbours import Processor
     from swsnp.machine.move import SavedVm
+    from swsnp.measure.launch_plan import LaunchConfig
     from swsnp.vmm.certs import CertificateSource
     from swsnp.vmm.config import LaunchImage
 
@@ -265,6 +269,7 @@ class Machine:
         host_data: bytes = bytes(32),
         config: VmConfig | None = None,
         vmpck_id: int = OWN_VMPL,
+        plan: LaunchConfig | None = None,
     ) -> VirtualMachine:
         """Launch a VM with the built-in guest; `boot` it next.
 
@@ -277,8 +282,12 @@ class Machine:
             host_data: 32 bytes.
             config: everything at once, in place of the arguments above.
             vmpck_id: the driver's module parameter.
+            plan: launch this firmware, page by page as `swsnp measure` has it, instead of the built-in
+                guest's own image. The built-in guest runs all the same: the firmware is measured, not
+                executed.
 
         Raises:
+            LayoutError: a firmware that cannot be launched.
             UsageError: a configuration that cannot be, or a name that is taken.
             LaunchError: KVM or firmware refused the launch.
         """
@@ -291,7 +300,11 @@ class Machine:
                 host_data=host_data,
                 certs=self._certificate_source(certs),
             )
-        return self._launch(config, self.generation, vmpck_id)
+        if plan is None:
+            return self._launch(config, self.generation, vmpck_id)
+        image, config = image_of_plan(plan), config_of_plan(config, plan)
+        layout = stand_in_layout(config.vcpus, image)
+        return self._launch(config, self.generation, vmpck_id, image, layout)
 
     def restore_vm(
         self,
@@ -319,7 +332,7 @@ class Machine:
             raise UsageError(f"saved VM: got one of {saved.product.value}, wanted {self.product.value}")
         config = replace(saved.config, name=name or saved.config.name, certs=self._certificate_source(certs))
         with saved.claimed():
-            vm = self._launch(config, saved.generation, saved.vmpck_id, saved.memory.image())
+            vm = self._launch(config, saved.generation, saved.vmpck_id, saved.memory.image(), saved.layout)
             try:
                 vm.resume(saved)
             except BaseException:
@@ -333,6 +346,7 @@ class Machine:
         generation: DriverGeneration,
         vmpck_id: int,
         image: LaunchImage | None = None,
+        layout: tuple[GuestLayout, tuple[int, ...]] | None = None,
     ) -> VirtualMachine:
         if self.profile.cert_exit is None:
             config = replace(config, certs=None)
@@ -350,6 +364,7 @@ class Machine:
             product=self.product,
             vmpck_id=vmpck_id,
             image=image,
+            layout=layout,
         )
 
     def _certificate_source(self, certs: Certs | Literal["machine"]) -> CertificateSource | None:

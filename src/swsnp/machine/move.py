@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from swsnp.abi.snp_report import Product
     from swsnp.firmware.mailbox import Mailbox
+    from swsnp.guest.boot import GuestLayout
     from swsnp.guest.driver import DriverGeneration
     from swsnp.hardware.turn import Turn
     from swsnp.hypervisor.memory import MemorySlot, NestedPaging
@@ -68,6 +69,7 @@ class SavedVm:
         ghcb_version: the protocol version that the guest had negotiated.
         generation: which sev-guest driver the guest has.
         vmpck_id: the driver's module parameter.
+        layout: where the guest keeps its pages, and the VMSA pages of its APs.
         memory: both planes.
         context: the firmware's; see `firmware.migration.SavedGuest`.
     """
@@ -77,6 +79,7 @@ class SavedVm:
     ghcb_version: int
     generation: DriverGeneration
     vmpck_id: int
+    layout: tuple[GuestLayout, tuple[int, ...]]
     memory: SavedMemory = field(repr=False)
     context: bytes = field(repr=False)
     _claim: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from swsnp.abi.snp_report import Product
+    from swsnp.guest.boot import GuestLayout
     from swsnp.guest.caller import CallerMemory
     from swsnp.guest.driver import Clock, DriverGeneration
     from swsnp.hypervisor.memory import NestedPaging
@@ -73,6 +74,7 @@ class VirtualMachine:
         product: Product,
         vmpck_id: int = OWN_VMPL,
         image: LaunchImage | None = None,
+        layout: tuple[GuestLayout, tuple[int, ...]] | None = None,
     ) -> None:
         """Launch; `Machine.create_vm` and `Machine.restore_vm` call this.
 
@@ -88,9 +90,10 @@ class VirtualMachine:
             product: the machine's.
             vmpck_id: the driver's module parameter.
             image: what is launched; the built-in guest by default.
+            layout: where the guest keeps its pages; see `built_in_layout`, the default.
         """
         self.config, self.name = config, config.name
-        self.layout, self._vmsa_pages = built_in_layout(config.vcpus)
+        self.layout, self._vmsa_pages = layout or built_in_layout(config.vcpus)
         end = max(self.layout.ghcb_pages + self._vmsa_pages) + PAGE
         if end > config.memory_size:
             raise UsageError(
@@ -208,6 +211,7 @@ class VirtualMachine:
                 ghcb_version=self._guest.version,
                 generation=self._generation,
                 vmpck_id=self._vmpck_id,
+                layout=(self.layout, self._vmsa_pages),
                 memory=save_memory(self._memory),
                 context=self._contexts.save(self._memory.asid),
             )

@@ -67,7 +67,9 @@ class VmConfig:
 
     `id_auth` without `id_block` has no effect, as in QEMU. `certs` None means that the certificate exit is
     not enabled, and the guest gets an empty table. `host_cbitpos` is the C-bit position of the host's
-    processors.
+    processors. `cpu_signature` is CPUID Fn1 EAX of the CPU model, in RDX of every vCPU at reset; None leaves
+    the host's. `ap_reset_eip` is where all vCPUs but the first start, linear, as the firmware's SEV-ES reset
+    block says; None leaves them at the reset vector.
 
     Raises:
         UsageError: a value that QEMU would refuse to start with.
@@ -89,6 +91,8 @@ class VmConfig:
     cbitpos: int = MODEL_CBITPOS
     reduced_phys_bits: int = 1
     host_cbitpos: int = MODEL_CBITPOS
+    cpu_signature: int | None = None
+    ap_reset_eip: int | None = None
 
     def __post_init__(self) -> None:
         if self.cbitpos != self.host_cbitpos:
@@ -101,6 +105,9 @@ class VmConfig:
             raise UsageError(f"vcpus: got {self.vcpus}, wanted at least 1")
         if self.memory_size < PAGE or self.memory_size % PAGE:
             raise UsageError(f"memory size: got {self.memory_size:#x}, wanted whole pages, at least one")
+        for name, value in (("cpu signature", self.cpu_signature), ("reset EIP", self.ap_reset_eip)):
+            if value is not None and not 0 <= value < 1 << 32:
+                raise UsageError(f"{name}: got {value:#x}, wanted 32 bits")
         if not 0 <= self.policy < 1 << 64:
             raise UsageError(f"policy: got {self.policy:#x}, wanted 64 bits")
         _wanted_size("guest-visible-workarounds", self.gosvw, 16)

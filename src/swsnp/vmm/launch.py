@@ -6,7 +6,7 @@
 4. the certificate exit, if the VM has certificates: upstream wants that before the first vCPU
 5. KVM_SEV_SNP_LAUNCH_START
 6. memory: shared mapping, guest_memfd, slot, and the private attribute on all of it
-7. vCPUs
+7. vCPUs, and the registers that they start with where QEMU sets them
 8. KVM_SEV_SNP_LAUNCH_UPDATE for every page of the image, until nothing is left
 9. KVM_SEV_SNP_LAUNCH_FINISH
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from swsnp.abi.kvm import (
     MAP_GPA_RANGE,
@@ -32,6 +32,8 @@ from swsnp.abi.kvm import (
     SevCommand,
     VmType,
 )
+from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
+from swsnp.abi.record import Record
 from swsnp.abi.snp_command import FirmwareStatus, PageType
 from swsnp.abi.snp_launch import IdAuth
 from swsnp.abi.snp_report import GuestPolicy
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LaunchError", "LaunchImage", "LaunchPage", "RunningVm", "VmConfig", "launch"]
 
+_EIP_LOW: Final = 0xFFFF
+_R = TypeVar("_R", bound=Record)
 _EXIT_MAP_GPA_RANGE: Final = 1 << MAP_GPA_RANGE
 _NO_PROGRESS_LIMIT: Final = 100
 
@@ -243,9 +247,30 @@ class _Launch:
 
     def _create_vcpu(self, vcpu: int, ram: GuestRam, service: CertificateService | None) -> VcpuRunner:
         fd = self._keep("KVM_CREATE_VCPU", self._host.ioctl(self._vm_fd, Ioctl.KVM_CREATE_VCPU, vcpu))
+        self._set_registers(vcpu, fd)
         area = self._host.map_vcpu(fd)
         self._resources.callback(area.release)
         return VcpuRunner(self._host, vcpu=vcpu, fd=fd, run_area=area, ram=ram, certificates=service)
+
+    def _set_registers(self, vcpu: int, fd: int) -> None:
+        """RDX at reset, and the start of application processors, as QEMU sets both before the launch ends."""
+        signature, eip = self._config.cpu_signature, self._config.ap_reset_eip if vcpu else None
+        if signature is None and eip is None:
+            return
+        regs = self._get(fd, Ioctl.KVM_GET_REGS, KvmRegs)
+        if signature is not None:
+            regs = regs.but(rdx=signature)
+        if eip is not None:
+            sregs = self._get(fd, Ioctl.KVM_GET_SREGS, KvmSregs)
+            sregs = sregs.but(cs=sregs.cs.but(base=eip & ~_EIP_LOW))
+            _check("KVM_SET_SREGS", self._host.ioctl(fd, Ioctl.KVM_SET_SREGS, bytearray(bytes(sregs))))
+            regs = regs.but(rip=eip & _EIP_LOW)
+        _check("KVM_SET_REGS", self._host.ioctl(fd, Ioctl.KVM_SET_REGS, bytearray(bytes(regs))))
+
+    def _get(self, fd: int, request: Ioctl, kind: type[_R]) -> _R:
+        buffer = bytearray(kind.SIZE)
+        _check(request.name, self._host.ioctl(fd, request, buffer))
+        return kind.parse(buffer)
 
     # --- measuring ------------------------------------------------------------------------------------------
 

@@ -250,3 +250,30 @@ def test_comma_lists_that_cannot_be(text: str) -> None:
 def test_sizes(text: str, expected: int) -> None:
     """qemu(1): suffixes B, K, M, G and T, small or large; without one the option's own unit counts."""
     assert size(1)(text) == expected
+
+
+def test_files_to_load() -> None:
+    """-bios, -kernel, -initrd and -append are taken as they are, commas and all."""
+    options = parse_qemu_options(
+        [*line(), "-bios", "a,b.fd", "-kernel", "k", "-initrd", "i", "-append", "console=ttyS0,115200 x=y"]
+    )
+    assert (options.bios, options.kernel, options.initrd) == (Path("a,b.fd"), Path("k"), Path("i"))
+    assert options.append == "console=ttyS0,115200 x=y"
+    options = parse_qemu_options(line())
+    assert (options.bios, options.kernel, options.initrd, options.append) == (None, None, None, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("-bios b -initrd i", "-initrd: only allowed with -kernel"),
+        ("-bios b -append a", "-append: only allowed with -kernel"),
+        ("-kernel k", "-kernel: -bios is missing"),
+        ("-bios b -bios c", "-bios: given twice"),
+        ("-bios", "-bios: wants a value"),
+    ],
+)
+def test_files_that_do_not_go_together(words: str, text: str) -> None:
+    """QEMU: an initial RAM disk or a command line needs a kernel."""
+    with pytest.raises(UsageError, match=re.escape(text)):
+        parse_qemu_options(line(more=words))

@@ -16,6 +16,7 @@ from swsnp.abi.kvm import (
     KvmSevSnpLaunchStart,
     KvmUserspaceMemoryRegion2,
 )
+from swsnp.abi.kvm_registers import KvmRegs, KvmSegment, KvmSregs
 from swsnp.abi.snp_command import PageType
 from swsnp.errors import UsageError
 from swsnp.hardware import BusError
@@ -55,6 +56,57 @@ def test_order(host: FakeHost, certs: BytesSource | None, dialect: str | None, e
     host.attributes[1, 2] = 1
     launch(host, VmConfig(memory_size=MIB, certs=certs), (), dialect=dialect)
     assert host.steps == [*START, *enabling, "SNP_LAUNCH_START", *MEMORY, *END]
+
+
+REGISTERS = ["KVM_GET_REGS", "KVM_SET_REGS"]
+START_OF_AN_AP = ["KVM_GET_REGS", "KVM_GET_SREGS", "KVM_SET_SREGS", "KVM_SET_REGS"]
+
+
+@pytest.mark.parametrize(
+    ("signature", "eip", "first", "second"),
+    [
+        (None, None, [], []),
+        (0xA00F11, None, REGISTERS, REGISTERS),
+        (None, 0x80B004, [], START_OF_AN_AP),
+        (0xA00F11, 0x80B004, REGISTERS, START_OF_AN_AP),
+    ],
+)
+def test_registers_at_reset(
+    host: FakeHost, signature: int | None, eip: int | None, first: list[str], second: list[str]
+) -> None:
+    """QEMU: RDX of every vCPU is the model's signature; all but the first start at the reset block's EIP."""
+    launch(host, VmConfig(memory_size=MIB, vcpus=2, cpu_signature=signature, ap_reset_eip=eip), ())
+    created = host.steps[host.steps.index("KVM_CREATE_VCPU 0") : -1]
+    assert created == ["KVM_CREATE_VCPU 0", *first, "KVM_CREATE_VCPU 1", *second]
+    if second:
+        regs = KvmRegs.parse(host.payloads["KVM_SET_REGS"])
+        assert (regs.rdx, regs.rip) == (signature or 0, 0xB004 if eip else 0)
+    if eip:
+        assert KvmSregs.parse(host.payloads["KVM_SET_SREGS"]).cs == KvmSegment(base=0x800000)
+
+
+@pytest.mark.parametrize("step", ["KVM_GET_REGS", "KVM_SET_REGS", "KVM_GET_SREGS", "KVM_SET_SREGS"])
+def test_registers_refused(host: FakeHost, step: str) -> None:
+    """A vCPU whose registers cannot be set would be measured as another one."""
+    host.answers[step] = -errno.EINVAL
+    config = VmConfig(memory_size=MIB, vcpus=2, cpu_signature=1, ap_reset_eip=1)
+    with pytest.raises(LaunchError, match=f"{step}: -EINVAL"):
+        launch(host, config, ())
+    assert host.open_fds == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("cpu_signature", "cpu signature"), ("ap_reset_eip", "reset EIP")]
+)
+def test_registers_of_64_bits(name: str, text: str) -> None:
+    """CPUID's EAX and the reset block's address have 32 bits."""
+    for value in (0, (1 << 32) - 1):
+        fits: dict[str, Any] = {name: value}
+        VmConfig(**fits)
+    for value in (1 << 32, -1):
+        given: dict[str, Any] = {name: value}
+        with pytest.raises(UsageError, match=f"{text}: got .*, wanted 32 bits"):
+            VmConfig(**given)
 
 
 def test_everything_that_is_passed(host: FakeHost) -> None:
