@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from tests.e2e.wrap.conftest import HARNESS
 from tests.e2e.wrap.harness import report_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.conftest import Skip
     from tests.e2e.wrap.conftest import Build, Wrapped
 
@@ -32,6 +35,15 @@ with open("/dev/sev-guest", sys.argv[1], buffering=int(sys.argv[2])) as device:
 def need(program: str, cannot_run: Skip) -> None:
     if not any(Path(folder, program).exists() for folder in os.environ["PATH"].split(":")):
         cannot_run(f"no {program}", f"install {program}")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that has to come; what does not within a minute never will."""
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("waited for a minute")
 
 
 @pytest.mark.parametrize(("mode", "buffering"), [("rb", "-1"), ("rb", "0"), ("r+b", "0"), ("wb", "0")])
@@ -156,14 +168,13 @@ def test_stopped_after_the_program_has_ended(tmp_path: Path) -> None:
     command = [*HARNESS, "--", "sh", "-c", script]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
-            while not (tmp_path / "never").exists():  # the script's last act
-                pass
+            until((tmp_path / "never").exists)  # the script's last act
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
             sleeper = (tmp_path / "pid").read_text().strip()
-            while children.exists() and children.read_text().split() != [sleeper]:
-                pass  # until the script has ended and the sleeper was adopted
-            while Path(f"/proc/{sleeper}/comm").read_text() != "sleep\n":
-                pass  # its execve needs the supervisor too
+            # the script has ended and the sleeper was adopted
+            until(lambda: not children.exists() or children.read_text().split() == [sleeper])
+            # its execve needs the supervisor too
+            until(lambda: Path(f"/proc/{sleeper}/comm").read_text() == "sleep\n")
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=60) == 5
             assert process.stderr is not None
