@@ -18,7 +18,6 @@ from swsnp.abi.kvm import (
     KvmCreateGuestMemfd,
     KvmEnableCap,
     KvmMemoryAttributes,
-    KvmPreFaultMemory,
     KvmUserspaceMemoryRegion2,
     MemoryAttribute,
     VmType,
@@ -29,6 +28,7 @@ from swsnp.hypervisor.guest_memfd import GuestMemfd
 from swsnp.hypervisor.launch import SevState, memory_encrypt_op, tear_down
 from swsnp.hypervisor.memory import MemorySlot, NestedPaging
 from swsnp.hypervisor.vcpu import Vcpu
+from swsnp.hypervisor.vcpu_file import VcpuFile
 
 if TYPE_CHECKING:
     from swsnp.hypervisor.kvm_api import HostKernelModel
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from swsnp.hypervisor.task import HostTask
     from swsnp.trace import Trace
 
-__all__ = ["APIC_BUS_CYCLES_NS", "MAX_VCPUS", "MAX_VCPU_ID", "Vm", "VcpuFile", "copy_in"]
+__all__ = ["APIC_BUS_CYCLES_NS", "MAX_VCPUS", "MAX_VCPU_ID", "Vm", "copy_in"]
 
 _logger = logging.getLogger(__name__)
 
@@ -317,48 +317,3 @@ def _may_change(old: MemorySlot, wanted: KvmUserspaceMemoryRegion2) -> bool:
         or wanted.memory_size != old.size
         or (wanted.flags ^ old.flags) & (_READ_ONLY | GUEST_MEMFD_SLOT)
     )
-
-
-class VcpuFile:
-    """The open file of a vCPU."""
-
-    def __init__(self, vm: Vm, vcpu: Vcpu) -> None:
-        self.vcpu = vcpu
-        self.run_area = vcpu.run_area
-        self._vm = vm
-
-    def ioctl(self, request: int, arg: int | bytearray | memoryview) -> int:
-        """The vCPU's own ioctls, and KVM_PRE_FAULT_MEMORY, which is about the VM's memory."""
-        if self._vm.bugged:
-            return -errno.EIO
-        if request == Ioctl.KVM_PRE_FAULT_MEMORY:
-            return self._pre_fault(arg)
-        return self.vcpu.ioctl(request, arg)
-
-    def _pre_fault(self, arg: int | bytearray | memoryview) -> int:
-        """KVM_PRE_FAULT_MEMORY: 0 when at least one page was mapped; the structure tells what is left."""
-        if isinstance(arg, int) or len(arg) != KvmPreFaultMemory.SIZE:
-            return -errno.EFAULT
-        wanted = KvmPreFaultMemory.parse(arg)
-        gpa, size = wanted.gpa, wanted.size
-        if wanted.flags or (gpa | size) % PAGE or not size or gpa + size >= _U64_END:
-            return -errno.EINVAL
-        with self.vcpu.mutex:
-            done, error = self._pre_fault_pages(gpa, size)
-        arg[:] = bytes(wanted.but(gpa=gpa + done, size=size - done))
-        return 0 if done else error
-
-    def _pre_fault_pages(self, gpa: int, size: int) -> tuple[int, int]:
-        """How many bytes were mapped, and why no more."""
-        vm = self._vm
-        if vm.is_private and not (vm.sev and vm.sev.pre_fault_allowed):
-            return 0, -errno.EOPNOTSUPP
-        for done in range(0, size, PAGE):
-            error = -errno.EINTR if vm.task.signal_pending else vm.memory.pre_fault(gpa + done)
-            if error:
-                return done, error
-        return size, 0
-
-    def release(self) -> None:
-        """Close: the VM keeps the vCPU, but is held by one file less."""
-        self._vm.release()
