@@ -168,6 +168,7 @@ def test_capabilities() -> None:
     for group in ("accelerators", "run_backends"):
         for verdict in shown[group].values():
             assert verdict["usable"] or (verdict["reason"] and verdict["remedy"])
+    assert shown["key_service"] == {"usable": True}
     assert swsnp("capabilities").stdout.startswith("version")
 
 

@@ -56,8 +56,13 @@ def capabilities() -> dict[str, Any]:
         "accelerators": {"builtin": {"usable": True}, "kvm": _verdict(kvm.usable, kvm.reason, kvm.remedy)},
         "run_backends": {"seccomp": _verdict(seccomp.usable, seccomp.reason, seccomp.remedy)},
         "signers": {"cryptography": True, "awscrt": find_spec("awscrt") is not None},
-        "doors": ["run"],
+        "key_service": _client(usable=find_spec("urllib3") is not None),
+        "doors": ["run", "kds serve"],
     }
+
+
+def _client(*, usable: bool) -> dict[str, Any]:
+    return _verdict(usable, "urllib3 is not installed", "pip install 'swsnp[kds]'")
 
 
 def _verdict(usable: bool, reason: str, remedy: str) -> dict[str, Any]:

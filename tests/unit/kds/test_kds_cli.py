@@ -254,6 +254,8 @@ def test_verify_from_a_mirror(command: Command, today: Machine, live: KdsServer)
     assert command(*words, "--cache", str(command.folder / "mirror"))[0] == 0
     code, _, err = command(*words, "--cache", str(command.folder / "empty"))
     assert (code, "not in the cache" in err) == (4, True)
+    code, _, err = command("verify", str(command.folder / "report.bin"), "--cache", "x")
+    assert (code, "--cache goes with --kds" in err) == (2, True)
 
 
 # kds mirror

@@ -38,6 +38,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command.error(
             "--kds does not go with --batch: fetch once with `swsnp certs fetch`, then use --offline"
         )
+    if options.cache is not None and not options.kds:
+        command.error("--cache goes with --kds")
     names = ("report", "policy", *CERTIFICATE_OPTIONS, "crl", "roots")
     given = [value for name in names for value in _several(getattr(options, name))]
     if given.count("-") > 1:
