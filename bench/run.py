@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.jobs import Job, jobs
+from bench.measure import command_row, measure_jobs
 from bench.scale import memory_rows, threads_row
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _machine() -> dict[str, object]:
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown"
     )
-    versions = {name: metadata.version(name) for name in ("cryptography", "awscrt")}
+    versions = {name: metadata.version(name) for name in ("cryptography", "awscrt", "sev-snp-measure")}
     return {"cpu": model, "cpus": os.cpu_count(), "python": platform.python_version(), **versions}
 
 
@@ -108,6 +109,9 @@ def main() -> None:
     options = command.parse_args()
     with jobs() as chosen:
         rows = measure(chosen, options.rounds)
+    with measure_jobs() as chosen:
+        rows += measure(chosen, options.rounds)
+    rows.append(command_row())
     rows += memory_rows()
     if options.seconds:
         rows.append(threads_row(options.seconds))

@@ -206,7 +206,8 @@ def test_vcek_disabled(capsys: pytest.CaptureFixture[str]) -> None:
     ("image", "words", "code", "text"),
     [
         (firmware_image(sections=None), line(), 3, "no SEV metadata, wanted an image built for SEV-SNP"),
-        (firmware_image()[:-1], line(), 3, "wanted whole pages"),
+        (b"\0" + firmware_image(), line(), 3, "wanted whole pages"),
+        (firmware_image()[:-1], line(), 3, "firmware table footer: got GUID"),
         (firmware_image(sections=[(0x80_0000, 4096, 1)]), line(), 2, "no SECRETS section"),
         (
             firmware_image(sections=[(0xA000_0000, 4096, 2)]),

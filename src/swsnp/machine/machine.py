@@ -302,7 +302,8 @@ class Machine:
             )
         if plan is None:
             return self._launch(config, self.generation, vmpck_id)
-        image, config = image_of_plan(plan), config_of_plan(config, plan)
+        config = config_of_plan(config, plan)
+        image = image_of_plan(plan)
         layout = stand_in_layout(config.vcpus, image)
         return self._launch(config, self.generation, vmpck_id, image, layout)
 

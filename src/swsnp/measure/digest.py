@@ -21,6 +21,8 @@ __all__ = ["PAGE", "Permissions", "extend", "extend_equal", "extend_range", "pag
 Permissions: TypeAlias = tuple[int, int, int]
 """Permission bytes of VMPL1, VMPL2 and VMPL3."""
 _NO_CONTENTS: Final = bytes(48)
+_NO_IMAGE: Final = False
+_NO_PERMISSIONS: Final = (0, 0, 0)
 _NO_TSC: Final = bytes(GUEST_TSC_FIELDS.stop - GUEST_TSC_FIELDS.start)
 
 
@@ -121,7 +123,11 @@ def extend_equal(
     digest: bytes, contents: bytes, count: int, *, page_type: PageType, gpa: int, step: int = PAGE
 ) -> bytes:
     """`count` steps with the same CONTENTS, at `gpa` and every `step` bytes above it; else as `extend`."""
-    for _ in range(count):
-        digest = extend(digest, contents, page_type=page_type, gpa=gpa)
-        gpa += step
+    if not count:
+        return digest
+    _check_gpa(gpa + (count - 1) * step)
+    digest = extend(digest, contents, page_type=page_type, gpa=gpa)
+    rest = contents + _between_contents_and_gpa(page_type, _NO_IMAGE, _NO_PERMISSIONS)
+    for at in range(1, count):
+        digest = sha384(digest + rest + (gpa + at * step).to_bytes(8, "little")).digest()
     return digest

@@ -52,6 +52,7 @@ def test_every_reader_has_a_harness() -> None:
         "ghcb",
         "psc",
         "tsm_text",
+        "firmware",
         "cpuid_dump",
     }
 

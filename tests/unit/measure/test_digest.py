@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -180,6 +181,16 @@ def test_equal_pages() -> None:
         base = VMSA_GPA - 3 * 4096
         found = extend_equal(INITIAL_DIGEST, contents, 3, page_type=PageType.VMSA, gpa=base, step=step)
         assert found == digest
+
+
+def test_equal_pages_out_of_the_address_space() -> None:
+    """AMD 56860, PAGE_INFO: the last of them has an address too; none has none."""
+    given: Any = {"page_type": PageType.ZERO, "gpa": (1 << 64) - 4096}
+    with pytest.raises(LayoutError, match="PAGE_INFO.gpa: got 0x1"):
+        extend_equal(INITIAL_DIGEST, bytes(48), 2, **given)
+    one = extend(INITIAL_DIGEST, bytes(48), **given)
+    assert extend_equal(INITIAL_DIGEST, bytes(48), 1, **given) == one
+    assert extend_equal(INITIAL_DIGEST, bytes(48), 0, **given) == INITIAL_DIGEST
 
 
 def test_packed_tail_is_the_record() -> None:
