@@ -206,7 +206,7 @@ def _is_table(data: bytes) -> bool:
 
 def _parses_as_table(data: bytes) -> bool:
     """Well-formed, and of a size that says nothing else; an empty table has padding of zeros alone."""
-    if _has_size_of_report(data) or _is_refusal(data):
+    if _has_size_of_report(data):
         return False
     try:
         return bool(parse(data)) or not any(data)
@@ -253,7 +253,7 @@ def _report(data: bytes) -> Classified:
 
 def _response(data: bytes) -> Classified:
     header = MsgReportRspHeader.parse(data[: MsgReportRspHeader.SIZE])
-    if header.status or header.report_size != REPORT_SIZE:
+    if header.status:
         raise InputError(
             f"MSG_REPORT_RSP holds no report: status {header.status:#x}, report_size {header.report_size}, "
             f"wanted 0 and {REPORT_SIZE} (AMD 56860)"

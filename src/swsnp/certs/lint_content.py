@@ -11,7 +11,7 @@ from swsnp.certs.crl import Crl, read_crl
 from swsnp.certs.kds_extensions import LeafProfile, leaf_profile
 from swsnp.certs.role import Role, role_of
 from swsnp.certs.signature import AMD_PSS
-from swsnp.certs.x509_reader import OID_P384, Certificate, EcKey, RsaKey, read
+from swsnp.certs.x509_reader import Certificate, EcKey, RsaKey, read
 from swsnp.errors import InputError, LayoutError
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def _held(
             wanted = "SEV-{P} and the extensions of its profile"
             findings.fail("E5", error, wanted, entry=slot.number, offset=slot.offset)
     key = certificate.key
-    good_key = _is_p384(key) if role.is_leaf else key == _CA_KEY
+    # the reader gives coordinates for uncompressed points of P-384 alone
+    good_key = isinstance(key, EcKey) and bool(key.x) if role.is_leaf else key == _CA_KEY
     findings.holds(
         "E6", good_key, key, "P-384" if role.is_leaf else _CA_KEY, entry=slot.number, offset=slot.offset
     )
@@ -136,7 +137,3 @@ def _held(
         offset=slot.offset,
     )
     return Held(entry=slot.number, role=role, product=product, certificate=certificate, profile=profile)
-
-
-def _is_p384(key: RsaKey | EcKey | None) -> bool:
-    return isinstance(key, EcKey) and key.curve == OID_P384 and bool(key.x)

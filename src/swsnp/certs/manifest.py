@@ -131,7 +131,7 @@ def put_together(manifest: bytes, read_file: Callable[[str], bytes]) -> bytes:
     1. The manifest has its schema, and every field its type.
     2. File names are plain: nothing outside the manifest's folder is read.
     3. Each file, in its encoding, is what it was: same length, same SHA-256.
-    4. Everything stands inside the table.
+    4. Numbers fit their fields, and everything stands inside the table.
     5. The result is a table, and has the entries that the manifest lists.
 
     Args:
@@ -140,7 +140,7 @@ def put_together(manifest: bytes, read_file: Callable[[str], bytes]) -> bytes:
 
     Raises:
         InputError: a rule is broken, or a file cannot be read.
-        LayoutError: the result would be no well-formed table.
+        LayoutError: a number does not fit, or the result would be no well-formed table.
     """
     document = _document(manifest)
     size = _field(document, "size", int)
@@ -193,8 +193,6 @@ def _listed(value: Any) -> tuple[CertTableEntry, dict[str, Any]]:
         guid = UUID(_field(entry, "guid", str))
     except ValueError:
         raise InputError(f"manifest guid: got {entry['guid']!r}, wanted a GUID") from None
-    if not (0 <= offset <= _LARGEST and 0 <= length <= _LARGEST):
-        raise InputError(f"manifest entry {guid}: offset {offset}, length {length}, wanted 0 to {_LARGEST}")
     return CertTableEntry(guid=guid.bytes, offset=offset, length=length), entry
 
 

@@ -264,6 +264,17 @@ def test_another_owner(blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         replace(blob, NEW)
 
 
+def test_the_same_owner(blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked to give a file to whom it belongs: that takes rights which an updater may not have."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    replace(blob, NEW)
+    assert blob.read_bytes() == NEW
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     """A folder, a FIFO, a path without a folder."""
     os.mkfifo(tmp_path / "fifo")

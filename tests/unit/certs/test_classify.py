@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from swsnp.abi.ghcb import CertTableGuid
 from swsnp.abi.snp_message import MsgReportRspHeader
 from swsnp.abi.snp_report import REPORT_SIZE, AttestationReport
+from swsnp.amd_ca.assemble import _bits, _sequence
 from swsnp.certs.classify import LOOKED_FOR, Form, classify, form_of
 from swsnp.certs.table import TableEntry, pack, parse
 from swsnp.certs.x509_reader import to_pem
@@ -27,6 +28,8 @@ REPORT = bytes(AttestationReport(version=3, report_data=bytes(range(64))))
 RESPONSE = bytes(MsgReportRspHeader(report_size=REPORT_SIZE)) + REPORT
 HCL = b"HCLA".ljust(0x20, b"\1") + REPORT + b'{"runtime": "data"}'
 TABLE = pack([TableEntry(guid=CertTableGuid.VCEK, data=b"leaf")])
+SIGNED = _sequence(_sequence(), _sequence(), _sequence())
+"""The beginning of what is signed in a certificate without version and serial number."""
 PEM_MARK = b"-----BEGIN CERTIFICATE-----"
 OTHER = UUID("9f4116cd-c503-4f5a-8f6f-fb68882f4ce2")
 
@@ -68,6 +71,19 @@ def test_certificates_and_crls(milan: Authority) -> None:
     assert (found.form, found.certificates, found.crls) == (Form.CRL, (), (crl,))
 
 
+def test_the_last_structure_ends_the_object() -> None:
+    """X.690: a certificate is three values, and no fourth."""
+    assert form_of(_sequence(SIGNED, SIGNED, _bits(b"x"))) is Form.CERTIFICATE
+
+
+def test_a_certificate_of_a_reports_size() -> None:
+    """1,184 bytes of DER are no report, since VERSION would be a large number."""
+    body = _sequence(SIGNED, SIGNED, _bits(bytes(REPORT_SIZE)))
+    padding = REPORT_SIZE - (len(body) - REPORT_SIZE)
+    data = _sequence(SIGNED, SIGNED, _bits(bytes(padding)))
+    assert (len(data), form_of(data)) == (REPORT_SIZE, Form.CERTIFICATE)
+
+
 def test_pem_with_text_around_and_both_kinds(milan: Authority) -> None:
     """RFC 7468: text before, between and after the blocks; certificates keep their order."""
     crl = milan.crl
@@ -96,6 +112,7 @@ def test_pem_with_text_around_and_both_kinds(milan: Authority) -> None:
         pack([TableEntry(guid=UUID(bytes=CertTableGuid.VLEK.bytes_le), data=b"x")]),
         pack([TableEntry(guid=OTHER, data=b"x")]),
         bytes(24),
+        bytes(4000),
         bytes(4096),
         TABLE[:30],
     ],
@@ -147,6 +164,11 @@ def test_what_a_guest_chooses_does_not_change_the_form() -> None:
         (to_pem(b"x", label="EC PRIVATE KEY"), "got EC PRIVATE KEY, wanted CERTIFICATE"),
         (to_pem(b"x").replace(b"eA==", b"e!=="), "not base64"),
         (CertTableGuid.VCEK.bytes[:15], "got 15 bytes"),
+        (RESPONSE[:REPORT_SIZE], "MSG_REPORT_RSP: 1152 bytes after its header, wanted 1184"),
+        (b"\xff" + RESPONSE[1:REPORT_SIZE], "both attestation report and MSG_REPORT_RSP by content"),
+        (RESPONSE[:32], "MSG_REPORT_RSP: 0 bytes after its header, wanted 1184"),
+        (b"\1" * 4000, "got 4000 bytes that begin with 0101"),
+        (_sequence(SIGNED, SIGNED, _bits(b"x"), SIGNED), "but are neither a certificate nor a CRL"),
     ],
 )
 def test_refusals_name_the_file_and_what_was_looked_for(data: bytes, text: str) -> None:

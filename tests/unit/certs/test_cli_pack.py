@@ -82,6 +82,7 @@ def test_an_entry_of_others(folder: Path, capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit) as caught:
             pack(folder, "--entry", wrong)
         assert caught.value.code == 2
+        assert "wanted a GUID, = and a file" in capsys.readouterr().err
 
 
 def test_a_table_with_errors_is_not_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +227,9 @@ def test_check_of_other_things(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "wanted a BLOB, or --rules" in json.loads(capsys.readouterr().out)["error"]["message"]
     assert run(folder, "check", "extra", "--chip-id", "aa") == 2
     assert "wanted --product too" in capsys.readouterr().err
-    assert run(folder, "check", "extra", "--roots", "vcek.der") == 3
+    for name in ("vcek.der", "extra"):
+        assert run(folder, "check", "extra", "--roots", name) == 3
+        assert str(folder / name) in capsys.readouterr().err
     assert run(folder, "check", "extra", "--report", "vcek.der") == 3
 
 

@@ -17,11 +17,13 @@ from swsnp.abi.ghcb import CertTableGuid
 from swsnp.abi.kds import AMD_ORGANIZATION
 from swsnp.abi.snp_report import SIGNED_SIZE, AttestationReport, Product, SignerInfo, SigningKey, TcbVersion
 from swsnp.amd_ca import assemble
+from swsnp.amd_ca.assemble import _bits, _integer, _oid, _sequence, _time
 from swsnp.amd_ca.manufacture import TEST_ORGANIZATION, Hierarchy
 from swsnp.certs.crl import read_crl
 from swsnp.certs.lint import RULES, Expected, LintResult, Severity, lint_table
+from swsnp.certs.signature import rsa_signed
 from swsnp.certs.table import TableEntry, pack
-from swsnp.certs.x509_reader import read, to_pem
+from swsnp.certs.x509_reader import OID_P384, read, to_pem
 from swsnp.crypto import ecdsa
 from swsnp.errors import InputError, UsageError
 
@@ -184,6 +186,14 @@ def test_t3_data_inside_the_entries(good: bytes) -> None:
     assert str(result.findings[0]).startswith(
         "T3 error: entry 0, at 0x0, got VCEK at 0x0, wanted 0x78 or more"
     )
+
+
+def test_where_the_entries_end_although_an_offset_is_wrong(good: bytes) -> None:
+    """A terminator counts when all entries before it can be; then the wrong offset is all that is told."""
+    spoiled = bytearray(good)
+    struct.pack_into("<I", spoiled, 16, 30)
+    assert broken(look(bytes(spoiled)))[:1] == ["T3"]
+    assert layout(head(OTHER, 24, 100) + bytes(24)) == ["T3", "T4"]
 
 
 def test_t4_data_after_the_end() -> None:
@@ -370,6 +380,11 @@ def test_e6_keys_and_algorithms(milan: Authority) -> None:
     entries = parts(milan)
     key = read(milan.hierarchy.ask).spki
     only(look(packed({**entries, VCEK: certificate(milan, spki=key)})), "E6", "RsaKey", "wanted P-384")
+    for curve, point in (("1.2.840.10045.3.1.7", b"\4" + bytes(64)), (OID_P384, b"\2" + bytes(48))):
+        spki = _sequence(_sequence(_oid("1.2.840.10045.2.1"), _oid(curve)), _bits(point))
+        leaf = certificate(milan, spki=spki)
+        only(look(packed({**entries, VCEK: leaf})), "E6", f"got EcKey(curve='{curve}', x=b''")
+        assert "M5" in broken(look(packed({**entries, VCEK: leaf}), report=report(milan)))
     two_forms = certificate(milan, outer=assemble.PSS_EXPLICIT)
     only(look(packed({**entries, VCEK: two_forms})), "E6", "inside and outside")
     salt = assemble.PSS.replace(b"\x02\x01\x30", b"\x02\x01\x20")
@@ -488,6 +503,22 @@ def test_k8_an_old_list(milan: Authority) -> None:
     )
     only(look(packed(entries), at=NOW - timedelta(seconds=1)), "K8")
     assert hierarchy.product is Product.MILAN
+
+
+def test_k8_a_list_without_an_end(milan: Authority) -> None:
+    """RFC 5280, 5.1.2.5: nextUpdate has to be there."""
+    ark = milan.hierarchy._ark
+    tbs = _sequence(_integer(1), assemble.PSS, ark.name, _time(NOW))
+    endless = assemble.signed(
+        tbs, assemble.PSS, read_crl(milan.hierarchy._sign(ark.key, tbs, assemble.PSS)).signature
+    )
+    only(look(packed({**parts(milan), CRL: endless})), "K8", "to no nextUpdate")
+
+
+def test_only_rsa_keys_sign(milan: Authority) -> None:
+    """AMD 57230: ASK, ASVK and ARK have RSA keys; a leaf's key signs no certificate."""
+    assert rsa_signed(read(milan.vcek), read(milan.hierarchy.ask))
+    assert not rsa_signed(read(milan.vcek), read(milan.vcek))
 
 
 def test_k9_a_revoked_issuer(milan: Authority) -> None:

@@ -128,9 +128,9 @@ def test_a_changed_file_is_refused(milan: Authority) -> None:
         (lambda m: m.update(entries={}), "manifest entries: got dict, wanted list"),
         (lambda m: m.update(entries=[1]), "manifest entry: got int, wanted an object"),
         (lambda m: m["entries"][0].update(guid="x"), "manifest guid: got 'x', wanted a GUID"),
-        (lambda m: m["entries"][0].update(offset=-1), "offset -1, length 4, wanted 0 to"),
-        (lambda m: m["entries"][0].update(offset=1 << 30), "offset 1073741824"),
-        (lambda m: m["entries"][0].update(length=1 << 30), "length 1073741824"),
+        (lambda m: m["entries"][0].update(offset=-1), "CertTableEntry.offset: got -0x1"),
+        (lambda m: m["entries"][0].update(offset=1 << 30), "entry 0: 4 bytes at 1073741824"),
+        (lambda m: m["entries"][0].update(length=1 << 30), "got 4 bytes .* wanted 1073741824 with"),
         (lambda m: m["entries"][0].update(offset=51), "manifest entry 0: 4 bytes at 51, wanted inside 54"),
         (lambda m: m["entries"][0].update(offset=47), "no terminator"),
         (
@@ -138,6 +138,7 @@ def test_a_changed_file_is_refused(milan: Authority) -> None:
             "manifest file: got '../x', wanted a plain file name",
         ),
         (lambda m: m["entries"][0].update(file=".x"), "wanted a plain file name"),
+        (lambda m: m["entries"][0].update(file="a/b"), "wanted a plain file name"),
         (lambda m: m["entries"][0].update(file=""), "wanted a plain file name"),
         (lambda m: m["entries"][0].update(file="x\0"), "wanted a plain file name"),
         (lambda m: m["entries"][0].update(encoding="gzip"), "manifest encoding: got 'gzip'"),
@@ -163,6 +164,19 @@ def test_broken_manifests(change: Callable[[dict[str, Any]], object], text: str)
     name = "0-9f4116cd-c503-4f5a-8f6f-fb68882f4ce2.bin"
     with pytest.raises((InputError, LayoutError), match=text):
         put_together(json.dumps(document).encode(), {name: files[name]}.__getitem__)
+
+
+def test_the_largest_table() -> None:
+    """16 MiB, far above what a guest can receive, and not a byte more."""
+    document = json.loads(take_apart(bytes(24))[MANIFEST])
+    for size, good in ((1 << 24, True), ((1 << 24) + 1, False)):
+        document["size"] = size
+        manifest = json.dumps(document).encode()
+        if good:
+            assert len(put_together(manifest, {"": b""}.__getitem__)) == size
+        else:
+            with pytest.raises(InputError, match="manifest size: got 16777217"):
+                put_together(manifest, {"": b""}.__getitem__)
 
 
 def test_an_entry_that_ends_the_table() -> None:

@@ -11,8 +11,7 @@ from swsnp.certs.lint import RULES, Expected, Severity, lint_table
 from swsnp.cli import BAD_VERDICT, GOOD, common
 from swsnp.cli.certs import parser
 from swsnp.cli.inputs import read, read_report
-from swsnp.errors import InputError, UsageError
-from swsnp.verify.roots import Roots
+from swsnp.errors import InputError, LayoutError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from swsnp.certs.lint import LintResult
+    from swsnp.verify.roots import Roots
 
 __all__ = ["run"]
 
@@ -106,9 +106,18 @@ def _machine(
 
 
 def _roots(files: list[str] | None) -> Roots:
+    from swsnp.verify.roots import Roots
+
     if files is None:
         return Roots.amd()
-    return Roots.of(*(read(name, wanted="a root certificate") for name in files))
+    certificates = []
+    for name in files:
+        data = read(name, wanted="a root certificate")
+        try:
+            certificates += [each.der for each in Roots.of(data).certificates]
+        except (InputError, LayoutError) as error:
+            raise InputError(f"{name}: {error}") from None
+    return Roots.of(*certificates)
 
 
 def _lines(result: LintResult, name: str) -> Iterator[str]:

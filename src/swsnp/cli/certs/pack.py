@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -80,9 +81,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _entry(text: str) -> tuple[UUID, str]:
     guid, _, name = text.partition("=")
-    if not name:
-        raise ValueError(text)
-    return UUID(guid), name
+    try:
+        return UUID(guid if name else ""), name
+    except ValueError:
+        raise ArgumentTypeError(f"got {text!r}, wanted a GUID, = and a file") from None
 
 
 def _from_manifest(name: str, data: bytes) -> bytes:
