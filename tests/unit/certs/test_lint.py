@@ -214,7 +214,11 @@ def test_t5_overlap() -> None:
     assert "entry 1, at 0x4b" in str(result.findings[0])
     assert "wanted 0x4c or more, where entry 0 ends" in str(result.findings[0])
     inside = head(OTHER, 96, 6) + head(UUID(int=8), 97, 1) + head(UUID(int=9), 99, 3) + ends
-    assert [each.entry for each in look(inside).findings if each.rule == "T5"] == [1, 2]
+    overlaps = [each for each in look(inside).findings if each.rule == "T5"]
+    assert [each.entry for each in overlaps] == [1, 2]
+    # where two reach equally far, the one that stands first is named
+    same = head(OTHER, 96, 6) + head(UUID(int=8), 97, 5) + head(UUID(int=9), 99, 3) + ends
+    assert all("where entry 0 ends" in str(each) for each in look(same).findings if each.rule == "T5")
 
 
 def test_t6_a_gap() -> None:
