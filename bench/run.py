@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from bench.batch import batch_rows
 from bench.jobs import Job, jobs
 from bench.measure import command_row, measure_jobs
 from bench.scale import memory_rows, threads_row
@@ -113,6 +114,7 @@ def main() -> None:
         rows += measure(chosen, options.rounds)
     rows.append(command_row())
     rows += memory_rows()
+    rows += batch_rows()
     if options.seconds:
         rows.append(threads_row(options.seconds))
     machine = _machine()
