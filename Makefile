@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench docs dist clean
-.PHONY: test-rules test-machines mutate soak fuzz
+.PHONY: test-rules test-machines mutate soak fuzz judges
 
 help:  ## show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,13 @@ mutate: $(STAMP)  ## remove every check in turn, arms and limits too: some test 
 
 soak: $(STAMP)  ## the state machines at random for SWSNP_SOAK_STEPS steps, 2,000,000 unless told
 	SWSNP_SOAK_STEPS=$${SWSNP_SOAK_STEPS:-2000000} $(BIN)/python -m pytest -q tests/property
+
+judges: build/judges/.installed  ## verifiers by others, in an environment of their own, for tests/judges
+
+build/judges/.installed: requirements-judges.txt
+	$(PYTHON) -m venv build/judges
+	build/judges/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-judges.txt
+	@touch $@
 
 fuzz: $(STAMP)  ## every reader of foreign bytes, FUZZ_SECONDS each, 60 unless told; findings go to build/fuzz
 	$(BIN)/python -m fuzz

@@ -132,5 +132,7 @@ def _conclude(options: argparse.Namespace, tally: Tally, earlier: int) -> int:
     else:
         text = ", ".join(f"{count} {name}" for name, count in summary.items() if name != "rows")
         before = f" ({earlier} of them in an earlier run)" if earlier else ""
-        print(f"{rows} report{'s' if rows != 1 else ''}{before}: {text}", file=sys.stdout if options.out else sys.stderr)
+        plural = "s" if rows != 1 else ""
+        target = sys.stdout if options.out else sys.stderr
+        print(f"{rows} report{plural}{before}: {text}", file=target)
     return GOOD if wanted == rows else BAD_VERDICT
