@@ -37,10 +37,11 @@ def _pem(der: bytes) -> bytes:
 
 def _transport(case: dict[str, Any]) -> Any:
     leaf, intermediate, root, crl = (
-        bytes.fromhex(case[name]) for name in ("leaf", "intermediate", "root", "crl")
+        bytes.fromhex(case[each]) for each in ("leaf", "intermediate", "root", "crl")
     )
 
-    def get(url: str, **_: Any) -> _Answer:
+    def get(url: str, **options: Any) -> _Answer:
+        del options
         kind, _, product, name = url.removeprefix(_SERVICE).split("?")[0].split("/")
         if product != case["product"] or kind != "vcek":
             return _Answer(None)

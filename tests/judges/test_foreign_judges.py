@@ -100,12 +100,14 @@ def genuine(vectors: Path) -> dict[str, Evidence]:
         kind = "vlek" if issuer.startswith("VLEK-") else "vcek"
         chain = vectors / "ca" / f"{product.value.lower()}_{kind}_cert_chain.pem"
         crl = vectors / "crl" / f"{product.value.lower()}_vcek_2022.crl.der"
+        intermediate, root = to_der(chain.read_bytes())
         found[name] = Evidence(
-            (vectors / facts["report"]).read_bytes(),
-            to_der((vectors / facts["leaf"][0]["file"]).read_bytes())[0],
-            *to_der(chain.read_bytes()),
-            product,
-            crl.read_bytes() if crl.exists() else b"",
+            report=(vectors / facts["report"]).read_bytes(),
+            leaf=to_der((vectors / facts["leaf"][0]["file"]).read_bytes())[0],
+            intermediate=intermediate,
+            root=root,
+            product=product,
+            crl=crl.read_bytes() if crl.exists() else b"",
         )
     return found
 

@@ -72,7 +72,7 @@ def judge(report: bytes, chain: tuple[bytes, ...], folder: Path) -> tuple[bool, 
 
 
 def test_chain_and_signature(machine: Machine, tmp_path: Path) -> None:
-    """VCEK under ASK and ARK, then a provider's VLEK under ASVK and ARK; not the report with a bit changed."""
+    """VCEK under ASK and ARK, then a provider's VLEK under ASVK and ARK; not a report with a bit changed."""
     for kind in ("vcek", "vlek"):
         if kind == "vlek":
             vlek = machine.vlek(PROVIDER)
