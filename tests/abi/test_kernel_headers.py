@@ -66,7 +66,7 @@ HELD = [
     Held(kvm.KvmMemoryAttributes, "kvm_memory_attributes", "kvm.h"),
     Held(kvm.KvmPreFaultMemory, "kvm_pre_fault_memory", "kvm.h"),
     Held(kvm.KvmMpState, "kvm_mp_state", "kvm.h"),
-    Held(kvm_registers.KvmRegs, "kvm_regs", "kvm.h", {"r8_to_r15": "r8"}),
+    Held(kvm_registers.KvmRegs, "kvm_regs", "kvm.h", skip=frozenset({"r8_to_r15"})),  # eight members in C
     Held(kvm_registers.KvmSegment, "kvm_segment", "kvm.h"),
     Held(kvm_registers.KvmDtable, "kvm_dtable", "kvm.h"),
     Held(kvm_registers.KvmSregs, "kvm_sregs", "kvm.h"),

@@ -140,3 +140,13 @@ def test_promised_names_exist() -> None:
         assert getattr(swsnp, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = swsnp.nothing
+
+
+def test_names_of_the_layouts_exist() -> None:
+    """`swsnp.abi` promises three names, which it fetches when they are used."""
+    import swsnp.abi
+
+    for name in swsnp.abi.__all__:
+        assert getattr(swsnp.abi, name) is not None
+    with pytest.raises(AttributeError, match="module 'swsnp.abi' has no attribute 'nothing'"):
+        _ = swsnp.abi.nothing

@@ -22,8 +22,8 @@ __all__ = ["main"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCES: Final = [
-    f"src/swsnp/{package}"
-    for package in ("firmware", "hypervisor", "guest", "vmm", "measure", "verify", "certs")
+    f"src/swsnp/{part}"
+    for part in ("firmware", "hypervisor", "guest", "vmm", "abi/ovmf.py", "measure", "verify", "certs")
 ]
 NO_JUDGES: Final = (
     *("amd_ca", "cli", "cli_qemu", "cpu_builtin", "crypto", "front", "fuzz"),

@@ -5,7 +5,7 @@ Source: AMD 56860, SNP_LAUNCH_UPDATE, for the chain; the rest compares `launch_p
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from itertools import chain, groupby, zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 from swsnp.abi.snp_launch import INITIAL_DIGEST
@@ -71,22 +71,18 @@ def pages(config: LaunchConfig) -> Iterator[Page]:
 
 def explain(config: LaunchConfig) -> Iterator[Run]:
     """Every run of equal pages; errors as `launch_plan`."""
-    digest, run = INITIAL_DIGEST, None
-    for page in pages(config):
-        digest = extend(digest, page.contents, page_type=page.page_type, gpa=page.gpa)
-        if run is not None and _continues(run, page):
-            run = run._replace(npages=run.npages + 1, digest=digest)
-            continue
-        if run is not None:
-            yield run
-        run = Run(page.origin, page.page_type, page.gpa, 1, page.contents, digest)
-    if run is not None:
-        yield run
+    digest = INITIAL_DIGEST
+    for _, alike in groupby(pages(config), key=_measured_alike):
+        first, npages = next(alike), 0
+        for page in chain([first], alike):
+            digest = extend(digest, page.contents, page_type=page.page_type, gpa=page.gpa)
+            npages += 1
+        yield Run(first.origin, first.page_type, first.gpa, npages, first.contents, digest)
 
 
-def _continues(run: Run, page: Page) -> bool:
-    """Whether a page is one more of the same; pages of one origin lie side by side."""
-    return (run.origin, run.page_type, run.contents) == (page.origin, page.page_type, page.contents)
+def _measured_alike(page: Page) -> tuple[str, PageType, bytes]:
+    """What pages of one run share; pages of one origin lie side by side."""
+    return page.origin, page.page_type, page.contents
 
 
 def first_difference(first: LaunchConfig, second: LaunchConfig) -> Difference | None:

@@ -60,8 +60,18 @@ class Svsm:
         return self.gpa + offset
 
     def launched_sections(self, *, allow_no_metadata: bool = False) -> tuple[Section, ...]:
-        """The SVSM's own sections; LayoutError without SEV metadata, unless that is allowed."""
+        """The SVSM's own sections, none of which lies in an image.
+
+        Raises:
+            LayoutError: no SEV metadata, unless that is allowed, or a section that reaches into the SVSM.
+        """
         sections = self.volume.sections
         if sections is None and not allow_no_metadata:
             raise LayoutError("SVSM image: no SEV metadata, wanted an SVSM built for SEV-SNP (Coconut-SVSM)")
+        for each in sections or ():
+            if each.end > self.gpa:
+                raise LayoutError(
+                    f"SEV metadata {each.name}: ends at {each.end:#x}, wanted at most {self.gpa:#x}, where "
+                    "the SVSM begins: a page is launched once (AMD 56860, SNP_LAUNCH_UPDATE)"
+                )
         return sections or ()

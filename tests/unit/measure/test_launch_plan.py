@@ -333,6 +333,14 @@ def test_svsm_without_metadata() -> None:
     assert kinds == [NORMAL, NORMAL, VMSA]
 
 
+def test_svsm_section_in_the_image() -> None:
+    """AMD 56860: a page is launched once, so no section lies in the SVSM or above it."""
+    base = AT_4_GIB - 0x1_0000 - 0x4000 - 0x8000
+    launch_digest(config(svsm=svsm(sections=[(base - 0x1000, 0x1000, 2)])))
+    with pytest.raises(LayoutError, match=f"ends at {base + 0x1000:#x}, wanted at most {base:#x}"):
+        launch_digest(config(svsm=svsm(sections=[(base, 0x1000, 2)])))
+
+
 # --- SEV and SEV-ES -----------------------------------------------------------------------------------------
 
 

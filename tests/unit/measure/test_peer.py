@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from swsnp.abi.ovmf import SectionType
 from swsnp.cli.measure import MODES, digest_of, parse
 from swsnp.errors import LayoutError, UsageError
+from swsnp.measure.firmware_volume import FirmwareVolume
 from swsnp.measure.vmsa_pages import CPU_SIGNATURES, Vmm
 from swsnp.testing.firmware_image import AMD_SEV, firmware_image
 
@@ -126,6 +127,21 @@ def test_debian_images(peer: Callable[..., bytes], debian_image: Path, mode: str
         if image.is_file():
             options = {"vcpus": vcpus, "vcpu_type": "EPYC-Milan"} if mode in ("seves", "snp") else {}
             assert ours(mode, image, **options) == peer(mode, image, vcpus=vcpus, vcpu_sig=0xA00F11)
+
+
+def test_every_debian_image(peer: Callable[..., bytes], debian_4m: Path) -> None:
+    """Every image of Debian's package: those with SEV metadata as they are, the others when allowed."""
+    images = sorted(each for each in debian_4m.parent.glob("*.fd") if "CODE" in each.name)
+    measured = 0
+    for image in images:
+        words = ["--mode", "snp", "--ovmf", str(image), "--vcpus", "2", "--vcpu-type", "EPYC-Genoa"]
+        wanted = peer("snp", image, vcpus=2, vcpu_sig=0xA10F10)
+        assert digest_of(parse([*words, "--allow-no-metadata"])) == wanted, image
+        if FirmwareVolume(image.read_bytes()).sections is not None:
+            assert digest_of(parse(words)) == wanted, image
+            measured += 1
+    assert len(images) >= 4
+    assert measured >= 2
 
 
 def test_image_digest_as_seed(peer: Callable[..., bytes], debian_image: Path) -> None:
