@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from swsnp.certs.role import printable
+
 __all__ = ["RULES", "Finding", "Findings", "LintResult", "Rule", "Severity"]
 
 _TABLE: Final = "AMD 56421, certificate table"
@@ -121,13 +123,13 @@ class Findings:
     def fail(
         self, rule: str, got: object, wanted: object, *, entry: int | None = None, offset: int | None = None
     ) -> None:
-        """The rule is broken."""
+        """The rule is broken. What certificates call themselves is shown, but drives no terminal."""
         self.listed.append(
             Finding(
                 rule=rule,
                 severity=RULES[rule].severity,
-                got=str(got),
-                wanted=str(wanted),
+                got=printable(str(got)),
+                wanted=printable(str(wanted)),
                 entry=entry,
                 offset=offset,
                 source=RULES[rule].source,

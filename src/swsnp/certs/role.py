@@ -14,7 +14,7 @@ from swsnp.certs.kds_extensions import issuing_product, leaf_kind
 if TYPE_CHECKING:
     from swsnp.certs.x509_reader import Certificate
 
-__all__ = ["Role", "name_text", "role_of"]
+__all__ = ["Role", "name_text", "printable", "role_of"]
 
 _CA_NAMES: Final = {
     "ARK": ark_name,
@@ -87,9 +87,10 @@ def name_text(name: bytes) -> str:
             attribute = pairs.inside(pair, "attribute")
             kind = der.oid(attribute.value(der.OID, "type"), "name")
             text = attribute.value(attribute.peek() or 0, "value").decode("utf-8", "backslashreplace")
-            parts.append(f"{_SHORT.get(kind, kind)}={_harmless(text)}")
+            parts.append(f"{_SHORT.get(kind, kind)}={printable(text)}")
     return ", ".join(parts)
 
 
-def _harmless(text: str) -> str:
+def printable(text: str) -> str:
+    """The same for a terminal: characters that it would act upon come out escaped."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

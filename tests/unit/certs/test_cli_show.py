@@ -12,6 +12,7 @@ import pytest
 from swsnp.abi.ghcb import CertTableGuid
 from swsnp.abi.snp_report import AttestationReport, Product, TcbVersion
 from swsnp.amd_ca import assemble
+from swsnp.amd_ca.assemble import _bits, _extension, _oid, _sequence
 from swsnp.certs.role import name_text
 from swsnp.certs.table import TableEntry, pack
 from swsnp.certs.x509_reader import to_pem
@@ -25,18 +26,25 @@ TCB = TcbVersion.encode(Product.MILAN, boot_loader=4, snp=0x18, microcode=0xDB)
 
 
 def leaf(
-    *, hwid: bytes | None = bytes(range(64)), csp_id: str | None = None, issuer: str = "SEV-Milan"
+    *,
+    hwid: bytes | None = bytes(range(64)),
+    csp_id: str | None = None,
+    issuer: str = "SEV-Milan",
+    spki: bytes | None = None,
+    algorithm: bytes = assemble.PSS,
+    more: tuple[bytes, ...] = (),
 ) -> bytes:
     """A leaf with a signature of zeros: shown, not judged."""
+    extensions = assemble.leaf_extensions(Product.MILAN, "Milan-B0", TCB, hwid=hwid, csp_id=csp_id)
     tbs = assemble.Tbs(
         serial=0,
-        algorithm=assemble.PSS,
+        algorithm=algorithm,
         issuer=assemble.name(issuer, "nobody"),
         subject=assemble.name("SEV-VCEK" if csp_id is None else "SEV-VLEK", "nobody"),
         not_before=NOW,
         not_after=LATER,
-        spki=assemble.ec_spki(bytes(48), bytes(48)),
-        extensions=assemble.leaf_extensions(Product.MILAN, "Milan-B0", TCB, hwid=hwid, csp_id=csp_id),
+        spki=assemble.ec_spki(bytes(48), bytes(48)) if spki is None else spki,
+        extensions=(*extensions, *more),
     )
     return assemble.signed(assemble.tbs_certificate(tbs), tbs.algorithm, bytes(512))
 
@@ -118,6 +126,26 @@ def test_a_table(show: Any) -> None:
     assert "GUID in mixed-endian order" in text
 
 
+def test_what_amd_does_not_make(show: Any) -> None:
+    """Other keys, other algorithms and unknown extensions are named by their identifiers."""
+    ecdsa = _sequence(_oid("1.2.840.10045.4.3.3"))
+    p256 = _sequence(
+        _sequence(_oid("1.2.840.10045.2.1"), _oid("1.2.840.10045.3.1.7")), _bits(b"\4" + bytes(64))
+    )
+    ed25519 = _sequence(_sequence(_oid("1.3.101.112")), _bits(bytes(32)))
+    unknown = _extension("1.3.6.1.4.1.3704.1.9", b"x")
+    for spki, key in ((p256, "EC 1.2.840.10045.3.1.7"), (ed25519, "another algorithm")):
+        (shown,) = show(leaf(spki=spki, algorithm=ecdsa, more=(unknown,)))[0]["certificates"]
+        assert (shown["key"], shown["signature"]) == (key, "1.2.840.10045.4.3.3")
+        assert shown["leaf"]["unknown_extensions"] == ["1.3.6.1.4.1.3704.1.9"]
+
+
+def test_an_entry_that_holds_something_else(show: Any) -> None:
+    """A report in a certificate's place is named."""
+    table = pack([TableEntry(guid=CertTableGuid.VCEK, data=bytes(AttestationReport(version=3)))])
+    assert show(table)[0]["entries"][0]["trouble"] == "entry 0: attestation report, no certificate or CRL"
+
+
 def test_an_empty_table(show: Any) -> None:
     """24 zero bytes."""
     assert show(bytes(24))[0]["entries"] == []
@@ -142,7 +170,8 @@ def test_genuine_material(show: Any, vectors: Path) -> None:
     assert (leaf["tcb"]["raw"], leaf["hwid"]) == ("0101010400000051", "59790fb1c39f35c1")
 
 
-def test_names_cannot_drive_a_terminal() -> None:
+def test_names_cannot_drive_a_terminal(show: Any) -> None:
     """Names come from whoever made the certificate: control characters are shown, not sent."""
+    assert "csp_id          \\x1b[2J" in show(leaf(hwid=None, csp_id="\x1b[2J", issuer="SEV-VLEK-Milan"))[1]
     assert "O=\\x1b[2J\\n" in name_text(assemble.name("x", "\x1b[2J\n"))
     assert "O=Zürich" in name_text(assemble.name("x", "Zürich"))

@@ -608,6 +608,14 @@ def test_wrong_arguments(good: bytes) -> None:
         look(good, report=bytes(1183))
 
 
+def test_findings_drive_no_terminal(milan: Authority) -> None:
+    """What a certificate calls its issuer is shown escaped."""
+    leaf = certificate(milan, issuer="SEV-Milan\x1b[2J")
+    told = " ".join(map(str, look(packed({VCEK: leaf})).findings))
+    assert "\x1b" not in told
+    assert "\\x1b[2J" in told
+
+
 def test_findings_are_typed(good: bytes) -> None:
     """Rule, severity, entry, offset, got, wanted and source, also as JSON."""
     (finding,) = look(good.ljust(20000, b"\0")).as_dict()["findings"]

@@ -90,6 +90,15 @@ def test_crls_too(form: FileForm, milan: Authority) -> None:
         assert content == {"as-is": data, "der": milan.crl, "pem": pem}[form]
 
 
+def test_entries_that_are_no_certificates_stay_as_they_are() -> None:
+    """A table inside a table, for one."""
+    blob = pack([TableEntry(guid=CertTableGuid.ASK, data=bytes(24))])
+    for form in FORMS:
+        files = take_apart(blob, form)
+        assert files["0-ask.bin"] == bytes(24)
+        assert again(files) == blob
+
+
 def test_a_manifest_is_told_by_content(milan: Authority) -> None:
     """Only a JSON object with the schema's name is one."""
     assert is_manifest(take_apart(bytes(24))[MANIFEST])

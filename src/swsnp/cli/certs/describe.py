@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from swsnp.certs.classify import Form, classify
 from swsnp.certs.crl import Crl, read_crl
 from swsnp.certs.kds_extensions import leaf_profile
-from swsnp.certs.role import name_text, role_of
+from swsnp.certs.role import name_text, printable, role_of
 from swsnp.certs.table import TableEntry, entry_name, is_mixed_endian, npages, parse
 from swsnp.certs.x509_reader import OID_P384, Certificate, EcKey, RsaKey, read
 from swsnp.errors import InputError, LayoutError
@@ -63,7 +63,7 @@ def _entry(number: int, entry: TableEntry) -> dict[str, Any]:
     try:
         found = classify(entry.data, f"entry {number}")
         if found.form not in (Form.CERTIFICATE, Form.CRL, Form.PEM):
-            raise InputError(f"entry {number}: holds a {found.form}")
+            raise InputError(f"entry {number}: {found.form}, no certificate or CRL")
         shown["encoding"] = "PEM" if found.form is Form.PEM else "DER"
         shown.update(_objects(found))
     except (InputError, LayoutError) as error:
@@ -170,7 +170,7 @@ def _encoding(entry: dict[str, Any]) -> str:
 
 def _content(holder: dict[str, Any]) -> Iterator[str]:
     if "trouble" in holder:
-        yield f"  cannot be read: {holder['trouble']}"
+        yield f"  cannot be read: {printable(holder['trouble'])}"
     for each in (*holder.get("certificates", ()), *holder.get("crls", ())):
         for field, value in each.items():
             if isinstance(value, dict):
@@ -184,4 +184,4 @@ def _text(value: Any) -> str:
         return " ".join(str(each) if name == "raw" else f"{name}={each}" for name, each in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return "not said" if value is None else str(value)
+    return "not said" if value is None else printable(str(value))
