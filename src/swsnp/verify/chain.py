@@ -293,11 +293,9 @@ def _check_root(chain: Chain, product: Product | None, roots: Roots | None, find
 def _check_signatures(
     chain: Chain, product: Product | None, roots: Roots | None, signatures: Signatures, findings: Findings
 ) -> None:
-    vouched = roots is not None and roots.pinned(chain.root, product)
     links = ((chain.root, chain.root), (chain.intermediate, chain.root), (chain.leaf, chain.intermediate))
     for signed, issuer in links:
-        # certificates that are known whole, under a root that is pinned, were verified when they were pinned
-        known = vouched and roots is not None and roots.knows(signed)
+        known = roots is not None and roots.vouches(signed, chain.root, product)
         good = known or signatures.signed(signed, issuer)
         wanted = f"one by {issuer.subject_cn}"
         findings.holds("C6", good, f"signature of {signed.subject_cn}", "another's", wanted)

@@ -88,7 +88,7 @@ def check_tcb_relations(
         findings.skip("R5", "the product line is not known")
     else:
         _check_current(report, product, settled, findings)
-        _check_launch(report, product, findings)
+        _check_launch(report, findings)
         findings.made |= _TCB
     committed_at = (report.committed_major, report.committed_minor, report.committed_build)
     current_at = (report.current_major, report.current_minor, report.current_build)
@@ -116,24 +116,18 @@ def _check_current(report: AttestationReport, product: Product, settled: bool, f
             ("COMMITTED_TCB", committed, 0x1E0),
             ("CURRENT_TCB", current, 0x38),
         ):
-            _check_reserved("R4", name, tcb, reserved, offset, findings)
+            if tcb & reserved:
+                got = f"{tcb & reserved:#018x}"
+                findings.fail("R4", f"{name}, reserved bytes", got, 0, offset=offset, lax=True)
 
 
-def _check_launch(report: AttestationReport, product: Product, findings: Findings) -> None:
-    launch, current, reserved = report.launch_tcb, report.current_tcb, _RESERVED[product]
+def _check_launch(report: AttestationReport, findings: Findings) -> None:
+    launch, current = report.launch_tcb, report.current_tcb
     if report.report_id_ma != _NO_MIGRATION_AGENT:
         findings.warn("R5", "a migration agent: LAUNCH_TCB may be another machine's", field="LAUNCH_TCB")
-        return
-    if not at_most(launch, current):
+    elif not at_most(launch, current):
         wanted = f"at most CURRENT_TCB {shown(current)}"
         findings.fail("R5", "LAUNCH_TCB", shown(launch), wanted, offset=0x1F0, lax=True)
-    _check_reserved("R5", "LAUNCH_TCB", launch, reserved, 0x1F0, findings)
-
-
-def _check_reserved(check: str, name: str, tcb: int, reserved: int, offset: int, findings: Findings) -> None:
-    if tcb & reserved:
-        got = f"{tcb & reserved:#018x}"
-        findings.fail(check, f"{name}, reserved bytes", got, 0, offset=offset, lax=True)
 
 
 def check_policy_relations(report: AttestationReport, policy: Policy, findings: Findings) -> None:

@@ -93,5 +93,9 @@ class Roots:
         return product is not None and spki_sha256(certificate) in self.pins.get(product, ())
 
     def knows(self, certificate: Certificate) -> bool:
-        """Whether this very certificate, byte for byte, is a known one of the pinned root's."""
+        """Whether this very certificate, byte for byte, is a known one."""
         return bool(self.known) and hashlib.sha256(certificate.der).hexdigest() in self.known
+
+    def vouches(self, certificate: Certificate, root: Certificate, product: Product | None) -> bool:
+        """Whether the signature need not be verified: the certificate is known, and the root is pinned."""
+        return self.knows(certificate) and self.pinned(root, product)

@@ -354,6 +354,7 @@ def test_what_is_not_checked_is_named() -> None:
         ("minimum_abi", "1.51", "wanted two integers: major, minor"),
         ("minimum_abi", (1, 2, 3), "wanted two integers"),
         ("minimum_abi", (1, True), "wanted two integers"),
+        ("minimum_abi", [1, 51], "wanted two integers"),
         ("allow_debug", 1, "allow_debug: got 1, wanted true or false"),
         ("allow_debug", None, "allow_debug: got None, wanted true or false"),
         ("allow_smt", 0, "allow_smt: got 0, wanted true or false"),
@@ -368,6 +369,7 @@ def test_what_is_not_checked_is_named() -> None:
         ("minimum_tcb", {MILAN: {"fmc": 1}}, "minimum_tcb.Milan: got 'fmc', wanted one of boot_loader"),
         ("minimum_tcb", {MILAN: {"snp": 256}}, "minimum_tcb.Milan.snp: got 256, wanted an integer of 0 to"),
         ("minimum_tcb", {MILAN: {"snp": True}}, "minimum_tcb.Milan.snp: got True"),
+        ("minimum_tcb", {MILAN: {"snp": 1.0}}, "minimum_tcb.Milan.snp: got 1.0"),
         ("minimum_tcb", {MILAN: {"snp": "1"}}, "minimum_tcb.Milan.snp: got '1'"),
     ],
 )
