@@ -12,10 +12,10 @@ import pytest
 from tests.unit.verify.judging import check, failed
 
 from swsnp.abi.snp_report import Product, SignerInfo
+from swsnp.certs.signature import pss_signed
 from swsnp.crypto import ecdsa
 from swsnp.crypto.ecdsa import SigningKey
 from swsnp.errors import HostError, UsageError, VerificationError
-from swsnp.verify import chain
 from swsnp.verify.policy import Policy
 from swsnp.verify.result import CHECKS, SCHEMA
 from swsnp.verify.roots import Roots
@@ -58,7 +58,7 @@ def test_memory_changes_no_verdict(milan: Bench) -> None:
 def test_a_warm_verification_is_one_signature(milan: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cold: three RSA signatures and the report's. Then the report's alone, whatever the time."""
     calls: list[str] = []
-    rsa, p384 = chain.pss_signed, ecdsa.VerifyingKey.verify
+    rsa, p384 = pss_signed, ecdsa.VerifyingKey.verify
 
     def count_rsa(*parts: bytes) -> bool:
         calls.append("RSA")
@@ -68,7 +68,7 @@ def test_a_warm_verification_is_one_signature(milan: Bench, monkeypatch: pytest.
         calls.append("P-384")
         return p384(self, data, signature)
 
-    monkeypatch.setattr(chain, "pss_signed", count_rsa)
+    monkeypatch.setattr("swsnp.verify.chain.pss_signed", count_rsa)
     monkeypatch.setattr(ecdsa.VerifyingKey, "verify", count_p384)
     verifier = Verifier(roots=milan.roots)
     evidence: dict[str, Any] = {"certificates": milan.certificates, **GIVEN}
