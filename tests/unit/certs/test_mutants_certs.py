@@ -86,6 +86,23 @@ def test_nothing_follows_a_structure(where: str, data: bytes) -> None:
         read(data)
 
 
+@pytest.mark.parametrize(
+    "spki",
+    [
+        _sequence(
+            _sequence(_oid("1.2.840.113549.1.1.1"), MORE, MORE),
+            _bits(_sequence(_integer((1 << 4095) + 1), _integer(65537))),
+        ),
+        _sequence(_sequence(_oid("1.2.840.10045.2.1"), _oid("1.3.132.0.34"), MORE), _bits(b"\4" + bytes(96))),
+    ],
+    ids=["RSA", "EC"],
+)
+def test_nothing_follows_the_parameters_of_a_key(spki: bytes) -> None:
+    """RFC 3279, 2.3.1 and RFC 5480, 2.1.1: NULL, or the curve, and no more."""
+    with pytest.raises(LayoutError, match="algorithm: 2 bytes follow"):
+        read(certificate(spki=spki))
+
+
 @pytest.mark.parametrize("size", [1, 100])
 @pytest.mark.parametrize(("before", "after"), [(b"", MORE), (MORE, b""), (BOOLEAN * 2, b"")])
 def test_an_extension_has_three_parts(size: int, before: bytes, after: bytes) -> None:
