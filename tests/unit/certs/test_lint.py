@@ -216,6 +216,8 @@ def test_t5_overlap() -> None:
     inside = head(OTHER, 96, 6) + head(UUID(int=8), 97, 1) + head(UUID(int=9), 99, 3) + ends
     overlaps = [each for each in look(inside).findings if each.rule == "T5"]
     assert [each.entry for each in overlaps] == [1, 2]
+    chained = head(OTHER, 96, 2) + head(UUID(int=8), 97, 5) + head(UUID(int=9), 101, 1) + ends
+    assert [each.entry for each in look(chained).findings if each.rule == "T5"] == [1, 2]
     # where two reach equally far, the one that stands first is named
     same = head(OTHER, 96, 6) + head(UUID(int=8), 97, 5) + head(UUID(int=9), 99, 3) + ends
     assert all("where entry 0 ends" in str(each) for each in look(same).findings if each.rule == "T5")
