@@ -64,7 +64,7 @@ _FIRST_PAUSE_S: Final = 10.0
 _LONGEST_PAUSE_S: Final = 30.0
 _LEAST_PAUSE_S: Final = 1.0
 _REST_S: Final = 300.0
-"""After a chain or CRL could not be renewed, the kept one is used this long before the next attempt."""
+"""After an attempt to renew something, what is kept is used this long before the next."""
 _SECONDS: Final = re.compile(r"[0-9]{1,9}")
 _OK: Final = 200
 _NOT_FOUND: Final = 404
@@ -155,8 +155,12 @@ class KdsClient:
         kept = self._kept(self.url_of(request), request)
         return kept is not None and self._fresh(*kept)
 
-    def get(self, request: KdsRequest) -> KdsAnswer:
+    def get(self, request: KdsRequest, *, renew: bool = False) -> KdsAnswer:
         """What was asked for, from the cache or from the service.
+
+        Args:
+            request: what to ask for.
+            renew: what is kept does not fit something else: ask again, though not twice in five minutes.
 
         Raises:
             KdsNotFound: the service does not know this chip, or not with this TCB.
@@ -167,7 +171,7 @@ class KdsClient:
         """
         url = self.url_of(request)
         kept = self._kept(url, request)
-        if kept is not None and (self._fresh(*kept) or self.offline):
+        if kept is not None and (self.offline or (self._fresh(*kept) and not renew)):
             return kept[0]
         if self.offline:
             raise KdsOffline(
@@ -176,10 +180,13 @@ class KdsClient:
         began = self._monotonic()
         with self._cache.hold(url, self._budget_s + self._attempt_s):
             kept = self._kept(url, request)  # another may have asked while we waited for our turn
-            if kept is not None and (self._fresh(*kept) or self._rests(url)):
+            if kept is not None and ((self._fresh(*kept) and not renew) or self._rests(url)):
                 return kept[0]
             self._share_failure(url, began)
-            return self._ask(url, request, None if kept is None else kept[0], began)
+            answer = self._ask(url, request, None if kept is None else kept[0], began)
+            if renew:
+                self._resting[url] = self._monotonic() + _REST_S
+            return answer
 
     def _kept(self, url: str, request: KdsRequest) -> tuple[KdsAnswer, datetime] | None:
         """What the cache has that is whole, is what was asked for, and has not ended."""

@@ -6,18 +6,29 @@ from typing import TYPE_CHECKING
 
 from swsnp.abi.kds import ark_name, ask_name, asvk_name
 from swsnp.abi.snp_report import AttestationReport, Product, SigningKey, product_of_cpu
+from swsnp.certs.crl import read_crl
 from swsnp.certs.kds_extensions import issuing_product, leaf_kind, leaf_profile
-from swsnp.certs.kds_url import ChainRequest, KdsRequest, LeafKind, VcekRequest, vcek_of_report
-from swsnp.certs.x509_reader import read_all
+from swsnp.certs.kds_url import (
+    ChainRequest,
+    CrlRequest,
+    KdsRequest,
+    LeafKind,
+    VcekRequest,
+    VlekRequest,
+    vcek_of_report,
+)
+from swsnp.certs.signature import rsa_signed
+from swsnp.certs.x509_reader import read, read_all
 from swsnp.errors import InputError, LayoutError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from swsnp.certs.kds_answer import KdsAnswer
     from swsnp.certs.kds_client import KdsClient
     from swsnp.certs.x509_reader import Certificate
 
-__all__ = ["complete_evidence", "missing_requests"]
+__all__ = ["complete_evidence", "get_fitting", "missing_requests"]
 
 
 def complete_evidence(
@@ -43,10 +54,40 @@ def complete_evidence(
         HostError: the cache cannot be used, or urllib3 is not installed.
     """
     given = tuple(certificates)
-    added: list[bytes] = []
-    for request in missing_requests(report, given, product=product):
-        added += client.get(request).der
-    return (*given, *added)
+    answers = get_fitting(missing_requests(report, given, product=product), client)
+    return (*given, *(each for answer in answers for each in answer.der))
+
+
+def get_fitting(requests: Sequence[KdsRequest], client: KdsClient) -> tuple[KdsAnswer, ...]:
+    """Answers that belong together: of one product line a leaf, a chain, a list, as far as asked for.
+
+    A service may have other CAs today than when a kept answer came: AMD's replaced the ASK of Genoa in 2022,
+    and an imitation has other keys after each start. So when the chain's intermediate did not sign the leaf,
+    or its root the list, all are asked for once more. If they still do not fit, the verifier says so.
+
+    Raises:
+        KdsError: the service did not give one of them; see `KdsClient.get`.
+        HostError: the cache cannot be used, or urllib3 is not installed.
+    """
+    answers = tuple(client.get(each) for each in requests)
+    if not _fit(answers):
+        answers = tuple(client.get(each, renew=True) for each in requests)
+    return answers
+
+
+def _fit(answers: Sequence[KdsAnswer]) -> bool:
+    chain = next((each for each in answers if isinstance(each.request, ChainRequest)), None)
+    if chain is None:
+        return True
+    intermediate, root = (read(each) for each in chain.der)
+    for each in answers:
+        if isinstance(each.request, VcekRequest | VlekRequest) and not rsa_signed(
+            read(each.body), intermediate
+        ):
+            return False
+        if isinstance(each.request, CrlRequest) and not rsa_signed(read_crl(each.body), root):
+            return False
+    return rsa_signed(intermediate, root)
 
 
 def missing_requests(

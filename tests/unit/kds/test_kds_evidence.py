@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from swsnp.abi.snp_report import AttestationReport, Product, SignerInfo, TcbVersion
-from swsnp.amd_ca.kds_double import Misbehaviour, Trouble
+from swsnp.amd_ca.kds_double import KdsDouble, Misbehaviour, Trouble
+from swsnp.certs.crl import read_crl
+from swsnp.certs.kds_cache import Kept
 from swsnp.certs.kds_errors import KdsThrottled
-from swsnp.certs.kds_evidence import complete_evidence, missing_requests
-from swsnp.certs.kds_url import ChainRequest, VcekRequest
-from swsnp.certs.x509_reader import to_pem
+from swsnp.certs.kds_evidence import complete_evidence, get_fitting, missing_requests
+from swsnp.certs.kds_url import ChainRequest, CrlRequest, VcekRequest
+from swsnp.certs.signature import rsa_signed
+from swsnp.certs.x509_reader import read, to_pem
 from swsnp.machine import Machine
 from swsnp.verify import Roots, verify
 
@@ -158,6 +161,64 @@ def test_a_report_that_contradicts_the_caller(reports: dict[Product, bytes]) -> 
     """The report's product decides what to ask for; the contradiction is the verifier's to refuse (P9)."""
     wanted = missing_requests(reports[Product.MILAN], (), product=Product.GENOA)
     assert {each.product for each in wanted} == {Product.MILAN}
+
+
+def anew(bench: Bench) -> Machine:
+    """Another machine with another root, whose service answers at the same address from now on."""
+    machine = Machine(now=lambda: bench.now)
+    bench.double = bench.transport.double = KdsDouble([machine], now=lambda: bench.now)
+    return machine
+
+
+def test_a_kept_chain_that_does_not_fit_is_renewed(bench: Bench) -> None:
+    """The service has other CAs than when the chain and the list came: all are asked for once more."""
+    chain, crl = ChainRequest(product=Product.MILAN), CrlRequest(product=Product.MILAN)
+    client = bench.client()
+    get_fitting((chain, crl), client)
+    machine = anew(bench)
+    leaf = VcekRequest(product=Product.MILAN, hwid=machine.hwid, tcb=machine.chip.reported_tcb)
+    answers = get_fitting((leaf, chain), client)
+    assert answers[1].der == (machine.hierarchy.ask, machine.hierarchy.ark)
+    assert bench.statuses == [200] * 3  # the leaf, and both once more
+    get_fitting((leaf, chain), client)
+    assert bench.statuses == [200] * 3
+    assert rsa_signed(read_crl(get_fitting((chain, crl), client)[1].body), read(machine.root_certificate))
+    assert bench.statuses == [200] * 4  # the list; the chain has just been asked for
+
+
+def test_what_never_fits_is_not_asked_for_again_and_again(bench: Bench) -> None:
+    """A service whose leaves its own chain did not sign costs two requests more in five minutes."""
+    other, client = Machine(now=lambda: bench.now), bench.client()
+    requests = (bench.vcek_request(), ChainRequest(product=Product.MILAN))
+    url = client.url_of(requests[1])
+    client.get(requests[0])
+    for _ in range(3):
+        bench.cache.write(url, Kept(body=other.hierarchy.chain_pem(), fetched=bench.now))
+        get_fitting(requests, client)
+    assert bench.statuses == [200] * 3
+    bench.clock.now += 300
+    get_fitting(requests, client)
+    assert bench.statuses == [200] * 5
+
+
+def test_offline_what_does_not_fit_is_given_as_it_is(bench: Bench) -> None:
+    """The verifier will refuse it; there is nobody to ask."""
+    other = Machine(now=lambda: bench.now)
+    client = bench.client(offline=True)
+    requests = (bench.vcek_request(), ChainRequest(product=Product.MILAN))
+    bench.client().get(requests[0])
+    bench.cache.write(client.url_of(requests[1]), Kept(body=other.hierarchy.chain_pem(), fetched=bench.now))
+    assert get_fitting(requests, client)[1].der[1] == other.root_certificate
+    assert bench.statuses == [200]
+
+
+def test_a_chain_of_two_roots_does_not_fit(bench: Bench) -> None:
+    """Names agree, the root's key did not sign the intermediate: asked for once more."""
+    machine, other, client = bench.machines[Product.MILAN], Machine(now=lambda: bench.now), bench.client()
+    request = ChainRequest(product=Product.MILAN)
+    mixed = to_pem(machine.hierarchy.ask) + to_pem(other.hierarchy.ark)
+    bench.cache.write(client.url_of(request), Kept(body=mixed, fetched=bench.now))
+    assert get_fitting((request,), client)[0].der == (machine.hierarchy.ask, machine.hierarchy.ark)
 
 
 def test_no_answer_is_an_error(bench: Bench, reports: dict[Product, bytes]) -> None:

@@ -149,11 +149,17 @@ def _of_vlek(options: argparse.Namespace, product: Product | None) -> _Wanted:
 
 def _fetch(wanted: _Wanted, client: KdsClient) -> dict[str, bytes]:
     """By role: leaf, ask, ark, crl; in DER."""
-    leaf = client.get(wanted.leaf).body if isinstance(wanted.leaf, VcekRequest) else wanted.leaf
-    ask, ark = client.chain(wanted.product, wanted.kind)
-    found = {"leaf": leaf, "ask": ask, "ark": ark}
-    if wanted.crl:
-        found["crl"] = client.crl(wanted.product, wanted.kind)
+    from swsnp.certs.kds_evidence import get_fitting
+
+    found = {} if isinstance(wanted.leaf, VcekRequest) else {"leaf": wanted.leaf}
+    for answer in get_fitting(wanted.requests(), client):
+        match answer.request:
+            case ChainRequest():
+                found["ask"], found["ark"] = answer.der
+            case CrlRequest():
+                found["crl"] = answer.body
+            case _:
+                found["leaf"] = answer.body
     return found
 
 
