@@ -13,7 +13,7 @@ help:  ## show the targets
 
 $(STAMP): pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements-dev.txt -e '.[fast,kds,batch,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements-dev.txt -e '.[fast,guest,kds,batch,test]'
 	@touch $@
 
 demo: $(STAMP)  ## one attestation end to end: the series' exit first, then today's, then what differs

@@ -23,6 +23,7 @@ __all__ = [
     "CertsWanted",
     "CompletionTaken",
     "FirmwareCommand",
+    "GuestLeft",
     "GuestReplied",
     "IoctlCalled",
     "IoctlReturned",
@@ -195,6 +196,16 @@ class GuestReplied:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuestLeft:
+    """A processor left machine code at `rip`; `exit` is the kind of `hardware.exits`."""
+
+    vm: str
+    vcpu: int
+    rip: int
+    exit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
     """KVM_RUN returned to the VMM: `result` is 0 or -errno, `exit_reason` valid only with 0 (or -EFAULT)."""
 
@@ -220,6 +231,7 @@ TraceEvent: TypeAlias = (
     | LaunchStep
     | ApStarted
     | GuestReplied
+    | GuestLeft
     | RunEnded
 )
 

@@ -107,6 +107,8 @@ def describe(event: trace.TraceEvent) -> Hop:
                 "KVM",
                 f"replies in the GHCB: info1 {event.info1:#x}, {_words(event.info2)}, RBX {event.rbx:#x}",
             )
+        case trace.GuestLeft():
+            return Hop("processor", f"vCPU {event.vcpu} leaves its guest at {event.rip:#x}: {event.exit}")
         case trace.RunEnded():
             if event.result == 0:
                 return Hop("KVM", f"KVM_RUN returns 0, exit_reason {event.exit_reason}")

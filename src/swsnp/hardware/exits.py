@@ -9,7 +9,10 @@ __all__ = [
     "GuestAccessFault",
     "GuestExit",
     "Halt",
+    "Interrupted",
+    "MmioAccess",
     "NestedPageFault",
+    "PortAccess",
     "ProcessorError",
     "Shutdown",
     "Vmgexit",
@@ -50,7 +53,37 @@ class ProcessorError:
     reason: str = ""
 
 
-GuestExit: TypeAlias = Vmgexit | Halt | NestedPageFault | Shutdown | ProcessorError
+@dataclass(frozen=True, slots=True)
+class PortAccess:
+    """IN or OUT by guest code itself: `count` items of `size` bytes at one port, `data` those to write.
+
+    A processor of SEV hardware raises #VC instead; one that stands in for it leaves with the access.
+    """
+
+    read: bool
+    size: int
+    port: int
+    count: int = 1
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class MmioAccess:
+    """A shared access where no memory is: `size` bytes at `gpa`, `data` those to write, None for a read."""
+
+    gpa: int
+    size: int
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """Somebody in the host wanted the processor out of its guest, which can go on at once."""
+
+
+GuestExit: TypeAlias = (
+    Vmgexit | Halt | NestedPageFault | PortAccess | MmioAccess | Interrupted | Shutdown | ProcessorError
+)
 
 
 class GuestAccessFault(Exception):

@@ -15,7 +15,7 @@ PAGE: Final = 4096
 _OFFSET: Final = PAGE - 1
 _LARGE: Final = 2 << 20
 _MAP_NORESERVE: Final = 0x4000  # named by the mmap module only since Python 3.13
-_MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+_MAP_FLAGS: Final = mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _FIRST: Final = 0x1_0000_0000
 
 
@@ -27,9 +27,15 @@ class SystemMemory:
     """The machine's memory. Regions never overlap and never move; addresses are not reused.
 
     Memory is anonymous and mapped on demand, so that a large region costs nothing until it is touched.
+
+    Args:
+        shareable: make it so that a processor of machine code can map the same pages at further addresses
+            (MAP_SHARED); it costs a little more to touch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shareable: bool = False) -> None:
+        self._flags = _MAP_FLAGS | (mmap.MAP_SHARED if shareable else mmap.MAP_PRIVATE)
+        self._discard = mmap.MADV_REMOVE if shareable else mmap.MADV_DONTNEED
         self._lock = threading.Lock()
         self._next = _FIRST
         self._bases: list[int] = []
@@ -47,7 +53,7 @@ class SystemMemory:
             Its first system physical address, 2 MiB aligned.
         """
         size = -(-size // PAGE) * PAGE
-        view = memoryview(mmap.mmap(-1, size, flags=_MAP_FLAGS))
+        view = memoryview(mmap.mmap(-1, size, flags=self._flags))
         with self._lock:
             base = self._next
             self._next += -(-size // _LARGE) * _LARGE
@@ -123,10 +129,10 @@ class SystemMemory:
         self.view(address, len(data))[:] = data
 
     def discard(self, address: int, size: int) -> None:
-        """Give whole pages back to the host; they read as zeros again (MADV_DONTNEED)."""
+        """Give whole pages back to the host; they read as zeros again (MADV_DONTNEED or MADV_REMOVE)."""
         bases = self._bases
         base = bases[bisect_right(bases, address) - 1]
         self.view(address, size)
         mapping = self._views[base].obj
         assert isinstance(mapping, mmap.mmap)  # noqa: S101  # every region is made by `allocate`
-        mapping.madvise(mmap.MADV_DONTNEED, address - base, size)
+        mapping.madvise(self._discard, address - base, size)

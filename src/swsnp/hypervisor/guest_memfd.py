@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from swsnp.hardware.memory import PAGE
 from swsnp.hardware.rmp import RmpUpdate
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from swsnp.hardware.rmp import Rmp
 
 __all__ = ["GuestMemfd"]
+
+_LARGE: Final = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +91,11 @@ class GuestMemfd:
         else:
             pages = [page for page in range(first, end) if page in self.assigned]
         for page in pages:
-            self._rmp.rmpupdate(self.address + page * PAGE, RmpUpdate())
+            spa = self.address + page * PAGE
+            if self._rmp[spa].page_size:
+                if not spa % _LARGE and page + _LARGE // PAGE <= end:
+                    self._rmp.rmpupdate(spa, RmpUpdate(page_size=1))
+                    continue
+                self._rmp.psmash(spa & -_LARGE)  # the other pages stay the guest's
+            self._rmp.rmpupdate(spa, RmpUpdate())
         self.assigned.difference_update(pages)

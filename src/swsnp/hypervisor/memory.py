@@ -30,6 +30,8 @@ __all__ = ["MemorySlot", "NestedPaging", "UserMemory"]
 _K = TypeVar("_K")
 _T = TypeVar("_T")
 _OFFSET: Final = PAGE - 1
+_LARGE: Final = 2 << 20
+_LARGE_OFFSET: Final = _LARGE - 1
 _PRIVATE: Final = int(MemoryAttribute.PRIVATE)
 _CACHED_PAGES: Final = 8192
 
@@ -79,6 +81,8 @@ class NestedPaging:
         self.attributes = AttributeMap()
         self.asid = 0
         """The guest's ASID; 0 until KVM_SEV_INIT2, and for a VM without SNP."""
+        self.generation = 0
+        """Counts what changes where memory lies: slots, attributes, the VMM's mappings."""
         self._user = user
         self._lock = threading.RLock()
         self._slots: tuple[MemorySlot, ...] = ()
@@ -159,6 +163,7 @@ class NestedPaging:
                     self._forget_pages()
 
     def _forget_pages(self) -> None:
+        self.generation += 1
         self._host_pages.clear()
         self._shared_pages.clear()
         self._shared_runs.clear()
@@ -286,22 +291,36 @@ class NestedPaging:
             raise GuestAccessFault(NestedPageFault(gpa & ~_OFFSET, private=False, write=True))
         page[start : start + size] = data
 
-    def pvalidate(self, gpa: int, *, validate: bool) -> tuple[int, bool]:
-        """PVALIDATE of a 4 KiB page by VMPL0: EAX, and carry when nothing changed; faults as `write`."""
-        if gpa & _OFFSET:
+    def pvalidate(self, gpa: int, *, validate: bool, page_size: int = 0) -> tuple[int, bool]:
+        """PVALIDATE by VMPL0: EAX, and carry when nothing changed; faults as `write`.
+
+        Args:
+            gpa: aligned to 4 KiB; for 2 MiB PVALIDATE itself wants more.
+            validate: the wanted state.
+            page_size: 0 is 4 KiB, 1 is 2 MiB.
+        """
+        if gpa & (_LARGE_OFFSET if page_size else _OFFSET):
             return PvalidateCode.FAIL_INPUT, False
-        _, spa, _ = self._find_private(gpa, write=True)
-        done = self.rmp.pvalidate(spa, asid=self.asid, gpa=gpa, validate=validate)
+        spa = self._prepared(gpa, large=bool(page_size))
+        done = self.rmp.pvalidate(spa, asid=self.asid, gpa=gpa, validate=validate, page_size=page_size)
         if done is None:
             raise GuestAccessFault(NestedPageFault(gpa, private=True, write=True))
         return int(done[0]), done[1]
 
-    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool) -> int:
-        """RMPADJUST of a 4 KiB page by VMPL0: EAX. Faults as a private write."""
-        if gpa & _OFFSET:
+    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool, page_size: int = 0) -> int:
+        """RMPADJUST by VMPL0: EAX. Faults as a private write."""
+        if gpa & (_LARGE_OFFSET if page_size else _OFFSET):
             return PvalidateCode.FAIL_INPUT
-        _, spa, _ = self._find_private(gpa, write=True)
-        done = self.rmp.rmpadjust(spa, asid=self.asid, gpa=gpa, vmpl=vmpl, permissions=permissions, vmsa=vmsa)
+        spa = self._prepared(gpa, large=bool(page_size))
+        done = self.rmp.rmpadjust(
+            spa,
+            asid=self.asid,
+            gpa=gpa,
+            vmpl=vmpl,
+            permissions=permissions,
+            vmsa=vmsa,
+            page_size=page_size,
+        )
         if done is None:
             raise GuestAccessFault(NestedPageFault(gpa, private=True, write=True))
         return int(done)
@@ -319,6 +338,37 @@ class NestedPaging:
             except (BusError, GuestAccessFault):
                 return -errno.EFAULT
         return 0
+
+    def _prepared(self, gpa: int, *, large: bool) -> int:
+        """System address of a private page, with an RMP entry of the wanted size where there can be one.
+
+        KVM assigns 2 MiB at once where all of it is private and nobody's, and splits the entry (PSMASH) when
+        the guest asks for 4 KiB inside it.
+        """
+        with self._lock:
+            if large:
+                self._assign_large(gpa)
+            spa = self._find_private(gpa, write=True)[1]
+            if not large and self.rmp[spa].page_size:
+                self.rmp.psmash(spa & ~_LARGE_OFFSET)
+            return spa
+
+    def _assign_large(self, gpa: int) -> None:
+        """Give the guest 2 MiB as one RMP entry, if that can be; then nothing is changed."""
+        slot = self.slot_at(gpa)
+        if slot is None or slot.memfd is None or gpa + _LARGE > slot.gpa + slot.size or not self.asid:
+            return
+        spa = slot.private_address(gpa)
+        if spa is None or spa & _LARGE_OFFSET:
+            return
+        if not self.attributes.all_equal(gpa >> 12, gpa + _LARGE >> 12, _PRIVATE):
+            return
+        if self.rmp.first_assigned(range(spa, spa + _LARGE, PAGE)) is not None:
+            return
+        new = RmpUpdate(assigned=True, asid=self.asid, gpa=gpa, page_size=1)
+        if self.rmp.rmpupdate(spa, new) == RmpUpdateCode.SUCCESS:
+            first = (spa - slot.memfd.address) // PAGE
+            slot.memfd.assigned.update(range(first, first + _LARGE // PAGE))
 
     def _shared_run(self, gpa: int, size: int) -> tuple[memoryview, range] | None:
         """A shared range of several pages in one memslot, with its pages' system addresses.
@@ -394,7 +444,8 @@ class NestedPaging:
             slot.memfd.assigned.add((spa - slot.memfd.address) // PAGE)
 
     def _require_valid(self, entry: RmpEntry, page_gpa: int) -> None:
-        if entry.asid != self.asid or entry.gpa != page_gpa:
+        inside = page_gpa & _LARGE_OFFSET if entry.page_size else 0
+        if entry.asid != self.asid or entry.gpa + inside != page_gpa:
             raise GuestAccessFault(
                 Shutdown(f"private page {page_gpa:#x}: RMP has ASID {entry.asid}, GPA {entry.gpa:#x}")
             )

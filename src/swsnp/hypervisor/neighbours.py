@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import threading
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from swsnp.hypervisor.vcpu import Vcpu
     from swsnp.trace import Trace
 
-__all__ = ["FirmwareDriver", "HostMemory", "Processor", "SevContext", "VirtualMachine"]
+__all__ = [
+    "FirmwareDriver",
+    "HostMemory",
+    "MachineCodeProcessor",
+    "Processor",
+    "SevContext",
+    "VirtualMachine",
+]
 
 
 class Processor(Protocol):
@@ -25,6 +32,28 @@ class Processor(Protocol):
 
     def run(self) -> GuestExit:
         """Run guest code until it leaves, and say why."""
+        ...
+
+
+@runtime_checkable
+class MachineCodeProcessor(Processor, Protocol):
+    """A processor whose guest is machine code: it starts from a VMSA, touches devices, is interrupted."""
+
+    @property
+    def rip(self) -> int:
+        """Where the guest was left."""
+        ...
+
+    def load(self, vmsa: bytes) -> None:
+        """Take the registers of a VMSA page; the next `run` goes on from them."""
+        ...
+
+    def complete(self, data: bytes) -> None:
+        """Give what was read to the access that the last `run` left with; nothing for a write."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make `run` return soon, this one or the next; any thread may ask."""
         ...
 
 

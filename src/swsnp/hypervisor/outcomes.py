@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
+    from swsnp.hardware import MmioAccess, PortAccess
     from swsnp.hypervisor.page_state import PageStateChange
     from swsnp.hypervisor.profiles import CertExit
     from swsnp.hypervisor.vmgexit import GhcbEvent
 
 __all__ = [
+    "AccessWanted",
     "CertsWanted",
     "Departure",
     "EntryFailed",
@@ -22,6 +24,7 @@ __all__ = [
     "GuestShutdown",
     "HypercallWanted",
     "InternalError",
+    "Kicked",
     "MapGpaRange",
     "MemoryFault",
     "MmioWanted",
@@ -110,6 +113,13 @@ class MmioWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessWanted:
+    """Userspace is asked to serve an access that guest code made itself: a processor left with it."""
+
+    access: PortAccess | MmioAccess
+
+
+@dataclass(frozen=True, slots=True)
 class Terminated:
     """The guest asked to be terminated; the value of its GHCB MSR goes to userspace."""
 
@@ -122,6 +132,11 @@ class MemoryFault:
 
     gpa: int
     private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kicked:
+    """A signal came to the thread that runs the vCPU: the guest can go on at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +184,16 @@ class VmmErrno:
     errno: int
 
 
-UserspaceWanted: TypeAlias = CertsWanted | MapGpaRange | HypercallWanted | PortIoWanted | MmioWanted
+UserspaceWanted: TypeAlias = (
+    CertsWanted | MapGpaRange | HypercallWanted | PortIoWanted | MmioWanted | AccessWanted
+)
 """Outcomes that wait for userspace: the next KVM_RUN completes them."""
 
 Departure: TypeAlias = (
     UserspaceWanted
     | Terminated
     | MemoryFault
+    | Kicked
     | GuestHalted
     | ResetHold
     | WaitsForSipi

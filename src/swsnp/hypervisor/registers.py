@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from swsnp.abi.kvm_registers import KvmDtable, KvmRegs, KvmSegment, KvmSregs
+from swsnp.abi.kvm_registers import KvmDtable, KvmRegs, KvmSregs
 from swsnp.abi.vmsa import Segment, Vmsa
+from swsnp.abi.vmsa_registers import CR4_MCE, EFER_SVME, packed, unpacked
 from swsnp.measure.vmsa_pages import RESET_EIP, Vmm, reset_page
 
 if TYPE_CHECKING:
@@ -27,17 +28,6 @@ _SEGMENTS: Final = {
     "ldt": "ldtr",
 }
 _CONTROL: Final = ("cr0", "cr3", "cr4", "efer")
-_ATTRIBUTES: Final = (
-    ("type", 0, 0xF),
-    ("s", 4, 1),
-    ("dpl", 5, 3),
-    ("present", 7, 1),
-    ("avl", 8, 1),
-    ("l", 9, 1),
-    ("db", 10, 1),
-    ("g", 11, 1),
-)
-"""Parts of a segment's attributes, with their place in the packed form."""
 
 
 class Registers:
@@ -65,7 +55,7 @@ class Registers:
     def get_sregs(self) -> KvmSregs:
         """KVM_GET_SREGS."""
         state = self._state
-        segments = {name: _unpacked(getattr(state, held)) for name, held in _SEGMENTS.items()}
+        segments = {name: unpacked(getattr(state, held)) for name, held in _SEGMENTS.items()}
         sregs = KvmSregs().but(**segments, **{name: getattr(state, name) for name in _CONTROL})
         return sregs.but(
             gdt=KvmDtable(base=state.gdtr.base, limit=state.gdtr.limit),
@@ -74,29 +64,13 @@ class Registers:
 
     def set_sregs(self, sregs: KvmSregs) -> None:
         """KVM_SET_SREGS."""
-        segments = {held: _packed(getattr(sregs, name)) for name, held in _SEGMENTS.items()}
+        segments = {held: packed(getattr(sregs, name)) for name, held in _SEGMENTS.items()}
         tables = {
             "gdtr": Segment(base=sregs.gdt.base, limit=sregs.gdt.limit),
             "idtr": Segment(base=sregs.idt.base, limit=sregs.idt.limit),
         }
+        # what KVM adds for the processor
         control = {name: getattr(sregs, name) for name in _CONTROL}
+        control["efer"] |= EFER_SVME
+        control["cr4"] |= CR4_MCE
         self._state = self._state.but(**segments, **tables, **control)
-
-
-def _packed(segment: KvmSegment) -> Segment:
-    attrib = 0
-    if not segment.unusable:
-        for name, low, mask in _ATTRIBUTES:
-            attrib |= (getattr(segment, name) & mask) << low
-    return Segment(selector=segment.selector, attrib=attrib, limit=segment.limit, base=segment.base)
-
-
-def _unpacked(segment: Segment) -> KvmSegment:
-    parts = {name: segment.attrib >> low & mask for name, low, mask in _ATTRIBUTES}
-    return KvmSegment(
-        selector=segment.selector,
-        limit=segment.limit,
-        base=segment.base,
-        unusable=not parts["present"],
-        **parts,
-    )

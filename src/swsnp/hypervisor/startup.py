@@ -53,26 +53,39 @@ class Startup:
         self._had_first_sipi = False
         self._hold = Hold.NONE
         self._without_vmsa = False
+        self._alarm = threading.Event()
 
     # Signals
+
+    def disturb(self) -> None:
+        """Wake the vCPU's thread if it sleeps, or keep it from falling asleep the next time."""
+        self._alarm.set()
+
+    def sleep(self) -> None:
+        """Wait until something was signalled, or the thread was disturbed."""
+        self._alarm.wait()
+        self._alarm.clear()
 
     def ask_new_vmsa(self, new: NewVmsa) -> None:
         """Run from another VMSA page from the next entry on, or from the next INIT on."""
         with self._lock:
             self._new_vmsa = new
             self.pending = True
+        self._alarm.set()
 
     def signal_init(self) -> None:
         """INIT: the vCPU waits for a SIPI; a VMSA that was created on INIT is taken."""
         with self._lock:
             self._init = True
             self.pending = True
+        self._alarm.set()
 
     def signal_sipi(self) -> None:
         """Start-up: a vCPU that waits for it becomes runnable; the vector is the guest's own business."""
         with self._lock:
             self._sipi = True
             self.pending = True
+        self._alarm.set()
 
     def hold(self, how: Hold) -> None:
         """The guest asked to be held: the reply says 0 unless a SIPI comes before the next entry."""

@@ -121,6 +121,12 @@ class HostTask:
             raise UsageError(f"mmap of descriptor {fd}: wanted a vCPU")
         return area
 
+    def interrupt_vcpu(self, fd: int) -> None:
+        """A signal to the thread that runs a vCPU: its KVM_RUN, this one or the next, ends with -EINTR."""
+        interrupt = getattr(self._files.get(fd), "interrupt", None)
+        if interrupt is not None:
+            interrupt()
+
     def discard_memfd(self, fd: int, offset: int, size: int) -> int:
         """fallocate(PUNCH_HOLE) on a guest_memfd: 0, -EBADF, -EINVAL; -EOPNOTSUPP for another file."""
         file = self._files.get(fd)

@@ -13,12 +13,23 @@ from typing import TYPE_CHECKING, Final, assert_never
 from swsnp import trace
 from swsnp.abi.kvm import ExitReason, Ioctl, KvmMpState, MpState, VmType
 from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
-from swsnp.hardware import Halt, NestedPageFault, ProcessorError, Shutdown, Vmgexit
+from swsnp.hardware import (
+    Halt,
+    Interrupted,
+    MmioAccess,
+    NestedPageFault,
+    PortAccess,
+    ProcessorError,
+    Shutdown,
+    Vmgexit,
+)
 from swsnp.hypervisor import device_io, guest_request, instructions, msr_protocol, page_state, vmgexit
 from swsnp.hypervisor.kvm_run import KvmRun
 from swsnp.hypervisor.msrs import Msrs
-from swsnp.hypervisor.neighbours import Processor
+from swsnp.hypervisor.neighbours import MachineCodeProcessor, Processor
 from swsnp.hypervisor.outcomes import (
+    RESUMED,
+    AccessWanted,
     CertsWanted,
     EntryFailed,
     GuestHalted,
@@ -26,6 +37,7 @@ from swsnp.hypervisor.outcomes import (
     GuestShutdown,
     HypercallWanted,
     InternalError,
+    Kicked,
     MapGpaRange,
     MemoryFault,
     MmioWanted,
@@ -43,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swsnp.abi.record import Record
+    from swsnp.hardware import GuestExit
     from swsnp.hypervisor.neighbours import VirtualMachine
     from swsnp.hypervisor.outcomes import Departure, Outcome, UserspaceWanted
     from swsnp.hypervisor.vmgexit import GhcbEvent
@@ -54,6 +67,7 @@ _logger = logging.getLogger(__name__)
 _EINVAL: Final = -errno.EINVAL
 _KVM_RUN: Final = int(Ioctl.KVM_RUN)
 _RUNNABLE: Final = MpState.RUNNABLE
+_PAGE: Final = 4096
 _REGISTERS: Final[dict[int, type[Record]]] = {
     Ioctl.KVM_GET_REGS: KvmRegs,
     Ioctl.KVM_SET_REGS: KvmRegs,
@@ -108,8 +122,6 @@ class Vcpu:
         self.registers = Registers(signature)
         self.measured = False
         """The VMSA was measured: the register state is protected."""
-        self.vmsa_page: int | None = None
-        """System address of the VMSA page."""
         self.mp_state: int = MpState.UNINITIALIZED if vcpu_id else MpState.RUNNABLE
         self.event: GhcbEvent | None = None
         """The event whose registers go back into its GHCB at the next entry: mapped until then."""
@@ -118,10 +130,34 @@ class Vcpu:
         self.mutex = threading.Lock()
         """One ioctl on the vCPU at a time."""
         self._pending: UserspaceWanted | None = None
+        self._machine_code = processor if isinstance(processor, MachineCodeProcessor) else None
+        self._vmsa_page: int | None = None
+        self._load_due = False
         self.startup = Startup(self)
         self.msrs = Msrs(self)
         if vm.sev is not None:
             processor.ghcb_msr = self.sev_info()
+
+    @property
+    def vmsa_page(self) -> int | None:
+        """System address of the VMSA page; machine code starts from its registers at the next entry."""
+        return self._vmsa_page
+
+    @vmsa_page.setter
+    def vmsa_page(self, address: int | None) -> None:
+        self._vmsa_page = address
+        self._load_due = address is not None and self._machine_code is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether KVM_RUN sleeps until the vCPU is started: one that runs machine code has its own thread."""
+        return self._machine_code is not None
+
+    def interrupt(self) -> None:
+        """A signal to the thread that is in KVM_RUN, or will be next: it ends with -EINTR."""
+        self.startup.disturb()
+        if self._machine_code is not None:
+            self._machine_code.interrupt()
 
     def sev_info(self) -> int:
         """GHCB MSR value at reset, and the reply to the SEV information request."""
@@ -221,9 +257,11 @@ class Vcpu:
         return self._loop()
 
     def _wait_for_start(self, *, wants_to_run: bool) -> int:
-        """An AP that was never started would sleep here; the model ends it as if a signal had come."""
+        """An AP that was never started sleeps; without a thread of its own it ends as if by a signal."""
         if not wants_to_run:
             return -errno.EINTR
+        if self.waits:
+            self.startup.sleep()
         if self.startup.wake():
             return -errno.EAGAIN
         self.run.exit_reason = ExitReason.INTR
@@ -250,8 +288,20 @@ class Vcpu:
             case MmioWanted():
                 self._tell_completion(ExitReason.MMIO, 0)
                 return device_io.complete_mmio(self, pending)
+            case AccessWanted(access=access):
+                return self._complete_access(access)
             case unreachable:
                 assert_never(unreachable)
+
+    def _complete_access(self, access: PortAccess | MmioAccess) -> Outcome:
+        """Hand the processor what userspace read for it."""
+        if self._machine_code is not None:
+            run = self.run
+            if isinstance(access, MmioAccess):
+                self._machine_code.complete(run.mmio_data(access.size) if access.data is None else b"")
+            else:
+                self._machine_code.complete(run.pio_data(access.size * access.count) if access.read else b"")
+        return RESUMED
 
     def _tell_completion(self, exit_reason: int, ret: int) -> None:
         if (emit := self.vm.trace.emit) is not None:
@@ -271,12 +321,23 @@ class Vcpu:
             self.mp_state = _RUNNABLE
             if self.event is not None:
                 self._reply(self.event)
+            if self._load_due:
+                self._load()
             guest_exit = processor.run()
+            if self._machine_code is not None and (emit := vm.trace.emit) is not None:
+                rip = self._machine_code.rip
+                emit(trace.GuestLeft(vm=vm.name, vcpu=self.id, rip=rip, exit=type(guest_exit).__name__))
             if not isinstance(guest_exit, Vmgexit):
                 return self._leave(self._other_exit(guest_exit))
             outcome = vmgexit.handle(self)
             if not isinstance(outcome, GuestResumed):
                 return self._leave(outcome)
+
+    def _load(self) -> None:
+        """Give the processor the registers of its VMSA page."""
+        self._load_due = False
+        if self._machine_code is not None and self._vmsa_page is not None:
+            self._machine_code.load(self.vm.driver.memory.read(self._vmsa_page, _PAGE))
 
     def _reply(self, event: GhcbEvent) -> None:
         """Give the registers of the last event back, just before the guest goes on."""
@@ -295,8 +356,12 @@ class Vcpu:
                 )
             )
 
-    def _other_exit(self, guest_exit: Halt | NestedPageFault | Shutdown | ProcessorError) -> Departure:
+    def _other_exit(self, guest_exit: GuestExit) -> Departure:
         match guest_exit:
+            case PortAccess() | MmioAccess():
+                return AccessWanted(guest_exit)
+            case Interrupted():
+                return Kicked()
             case Halt():
                 return GuestHalted()
             case NestedPageFault(gpa=gpa, private=private):
@@ -305,6 +370,8 @@ class Vcpu:
                 return GuestShutdown(reason)
             case ProcessorError(suberror=suberror, reason=reason):
                 return InternalError(suberror, reason)
+            case Vmgexit():
+                raise AssertionError("handled by the loop")
             case unreachable:
                 assert_never(unreachable)
 
@@ -328,12 +395,15 @@ class Vcpu:
             case MmioWanted(gpa=gpa, write=write, buffer=buffer, length=length):
                 self._pending = outcome
                 run.put_mmio(gpa, length, bytes(buffer[:length]) if write else None)
+            case AccessWanted(access=access):
+                self._pending = outcome
+                self._put_access(access)
             case Terminated(ghcb_msr=msr):
                 run.put_termination(msr)
             case MemoryFault(gpa=gpa, private=private):
                 run.put_memory_fault(gpa, private=private)
                 return -errno.EFAULT
-            case GuestHalted() | ResetHold() | WaitsForSipi():
+            case GuestHalted() | ResetHold() | WaitsForSipi() | Kicked():
                 self.mp_state = _MP_STATE_AFTER.get(type(outcome), self.mp_state)
                 run.exit_reason = ExitReason.INTR
                 return -errno.EINTR
@@ -350,3 +420,12 @@ class Vcpu:
             case unreachable:
                 assert_never(unreachable)
         return 0
+
+    def _put_access(self, access: PortAccess | MmioAccess) -> None:
+        run = self.run
+        if isinstance(access, MmioAccess):
+            run.put_mmio(access.gpa, access.size, access.data)
+            return
+        run.put_port_io(
+            read=access.read, size=access.size, port=access.port, count=access.count, data=access.data
+        )

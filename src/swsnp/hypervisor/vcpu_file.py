@@ -57,6 +57,10 @@ class VcpuFile:
                 return done, error
         return size, 0
 
+    def interrupt(self) -> None:
+        """A signal to the thread in KVM_RUN."""
+        self.vcpu.interrupt()
+
     def release(self) -> None:
         """Close: the VM keeps the vCPU, but is held by one file less."""
         self._vm.release()

@@ -24,14 +24,14 @@ from swsnp.hardware.memory import SystemMemory
 from swsnp.hardware.rmp import Rmp
 from swsnp.hardware.turn import Turn
 from swsnp.hypervisor import profiles
-from swsnp.hypervisor.kvm_api import HostKernelModel
+from swsnp.hypervisor.kvm_api import HostKernelModel, no_cpuid
 from swsnp.machine.built_in import stand_in_layout
 from swsnp.machine.move import GuestContexts
 from swsnp.machine.virtual_machine import VirtualMachine
 from swsnp.machine.vlek import Vlek, load_hashstick
 from swsnp.trace import Trace
 from swsnp.vmm.certs import BlobFile, BytesSource, CallableSource
-from swsnp.vmm.config import DEFAULT_POLICY, VmConfig
+from swsnp.vmm.config import DEFAULT_POLICY, MODEL_CBITPOS, VmConfig
 from swsnp.vmm.firmware_image import config_of_plan, image_of_plan
 
 if TYPE_CHECKING:
@@ -45,10 +45,13 @@ if TYPE_CHECKING:
     from swsnp.guest.driver import Clock, DriverGeneration
     from swsnp.hypervisor.memory import NestedPaging
     from swsnp.hypervisor.neighbours import Processor
+    from swsnp.machine.kernel_vm import HostProcessor, KernelVm
     from swsnp.machine.move import SavedVm
+    from swsnp.measure.kernel_image import KernelImage
     from swsnp.measure.launch_plan import LaunchConfig
     from swsnp.vmm.certs import CertificateSource
     from swsnp.vmm.config import LaunchImage
+    from swsnp.vmm.run import IoBus
 
 __all__ = ["Certs", "Machine", "SEEDED_NOW", "utc_now"]
 
@@ -83,6 +86,8 @@ class Machine:
         now: the time for certificates; a seeded machine's is `SEEDED_NOW`.
         same_root_as: a machine whose hierarchy certifies this one's chip too, as AMD's does all chips of a
             product line; `amd_names` is then the other's.
+        processor: what the host's KVM offers (`kernel_vm.host_processor`), for VMs that run a kernel; C-bit
+            and CPUID are then the host's.
 
     Raises:
         UsageError: a profile that is not known, or the root of another product line.
@@ -102,6 +107,7 @@ class Machine:
         entropy: Callable[[int], bytes] = os.urandom,
         now: Callable[[], datetime] = utc_now,
         same_root_as: Machine | None = None,
+        processor: HostProcessor | None = None,
     ) -> None:
         if same_root_as is not None and same_root_as.product is not product:
             raise UsageError(f"same_root_as: got a {same_root_as.product.value}, wanted a {product.value}")
@@ -121,7 +127,8 @@ class Machine:
             deterministic=seed is not None,
             engine=engine,
         )
-        memory, rmp = SystemMemory(), Rmp()
+        self._processor = processor
+        memory, rmp = SystemMemory(shareable=processor is not None), Rmp()
         # a secure processor does one thing at a time: the driver holds this over each command
         turn = Turn()
         self.mailbox = Mailbox(self.chip, memory=memory, rmp=rmp, trace=self.trace, lock=turn)
@@ -134,6 +141,8 @@ class Machine:
             rmp=rmp,
             trace=self.trace,
             processors=lambda memory, name, vcpu: self._makers[name](memory, vcpu),
+            cbit=MODEL_CBITPOS if processor is None else processor.c_bit,
+            cpuid=no_cpuid if processor is None else processor.cpuid,
         )
         self._makers: dict[str, Callable[[NestedPaging, int], Processor]] = {}
         self._root_of = same_root_as
@@ -341,6 +350,47 @@ class Machine:
                 raise
             return vm
 
+    def launch_kernel(
+        self, config: VmConfig, kernel: KernelImage, *, bus: IoBus, initrd: bytes = b"", cmdline: str = ""
+    ) -> KernelVm:
+        """Launch a VM with a Linux kernel, which runs on the host's own processor; `run` it next.
+
+        Args:
+            config: the VM.
+            kernel: what `measure.kernel_image` read.
+            bus: its devices.
+            initrd: the initial RAM disk's bytes.
+            cmdline: the command line.
+
+        Raises:
+            UsageError: what does not fit together; or this machine was made without `processor`.
+            LaunchError: KVM model or firmware refused the launch.
+            HostError: the host's KVM refused.
+        """
+        from swsnp.machine.kernel_vm import KernelVm
+
+        if self._processor is None:
+            raise UsageError("machine: made without processor=, wanted one for a kernel")
+        config = self._checked(config)
+        return KernelVm(
+            self.kernel.task(config.name),
+            config,
+            kernel,
+            initrd=initrd,
+            cmdline=cmdline,
+            processor=self._processor,
+            bus=bus,
+            makers=self._makers,
+            dialect=self.profile.name,
+            trace=self.trace,
+        )
+
+    def _checked(self, config: VmConfig) -> VmConfig:
+        """The configuration as this machine can have it."""
+        if config.name in self._makers:
+            raise UsageError(f"VM name: {config.name!r} is taken on this machine")
+        return config if self.profile.cert_exit is not None else replace(config, certs=None)
+
     def _launch(
         self,
         config: VmConfig,
@@ -349,10 +399,7 @@ class Machine:
         image: LaunchImage | None = None,
         layout: tuple[GuestLayout, tuple[int, ...]] | None = None,
     ) -> VirtualMachine:
-        if self.profile.cert_exit is None:
-            config = replace(config, certs=None)
-        if config.name in self._makers:
-            raise UsageError(f"VM name: {config.name!r} is taken on this machine")
+        config = self._checked(config)
         return VirtualMachine(
             self.kernel.task(config.name),
             config,

@@ -14,6 +14,7 @@ from swsnp.errors import UsageError
 from swsnp.vmm.host import PAGE
 
 if TYPE_CHECKING:
+    from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
     from swsnp.vmm.certs import CertificateSource
 
 __all__ = ["DEFAULT_POLICY", "LaunchImage", "LaunchPage", "MODEL_CBITPOS", "VmConfig", "memory_map"]
@@ -70,6 +71,8 @@ class VmConfig:
     processors. `cpu_signature` is CPUID Fn1 EAX of the CPU model, in RDX of every vCPU at reset; None leaves
     the host's. `ap_reset_eip` is where all vCPUs but the first start, linear, as the firmware's SEV-ES reset
     block says; None leaves them at the reset vector.
+    `start` are registers that the boot processor has at its first instruction, and is measured with; None:
+    those after reset.
 
     Raises:
         UsageError: a value that QEMU would refuse to start with.
@@ -93,6 +96,7 @@ class VmConfig:
     host_cbitpos: int = MODEL_CBITPOS
     cpu_signature: int | None = None
     ap_reset_eip: int | None = None
+    start: tuple[KvmRegs, KvmSregs] | None = None
 
     def __post_init__(self) -> None:
         if self.cbitpos != self.host_cbitpos:

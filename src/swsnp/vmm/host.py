@@ -48,6 +48,10 @@ class HostKernel(Protocol):
         """The 12,288 bytes shared with KVM that `struct kvm_run` starts."""
         ...
 
+    def interrupt_vcpu(self, fd: int) -> None:
+        """A signal to the thread that runs a vCPU: KVM_RUN, this one or the next, ends with -EINTR."""
+        ...
+
     def allocate(self, size: int) -> int:
         """Anonymous memory of zeros; its user address, page aligned."""
         ...

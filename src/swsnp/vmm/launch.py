@@ -6,7 +6,7 @@
 4. the certificate exit, if the VM has certificates: upstream wants that before the first vCPU
 5. KVM_SEV_SNP_LAUNCH_START
 6. memory: shared mapping, guest_memfd, slot, and the private attribute on all of it
-7. vCPUs, and the registers that they start with where QEMU sets them
+7. vCPUs, and the registers that they start with where they are not those after reset
 8. KVM_SEV_SNP_LAUNCH_UPDATE for every page of the image, until nothing is left
 9. KVM_SEV_SNP_LAUNCH_FINISH
 
@@ -46,19 +46,22 @@ from swsnp.vmm.host import PAGE, check_extension, enable_capability, temporary
 from swsnp.vmm.launch_error import LaunchError
 from swsnp.vmm.ram import GuestRam, RamSlot
 from swsnp.vmm.run import VcpuRunner
+from swsnp.vmm.threads import run_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from swsnp.vmm.host import HostKernel
     from swsnp.vmm.ram import Conversion
-    from swsnp.vmm.stop import StopReason
+    from swsnp.vmm.run import IoBus
+    from swsnp.vmm.stop import PowerSwitch, StopReason
 
 __all__ = ["LaunchError", "LaunchImage", "LaunchPage", "RunningVm", "VmConfig", "launch"]
 
 _EIP_LOW: Final = 0xFFFF
 _R = TypeVar("_R", bound=Record)
 _EXIT_MAP_GPA_RANGE: Final = 1 << MAP_GPA_RANGE
+_SET_ALL: Final = (Ioctl.KVM_SET_REGS, Ioctl.KVM_SET_SREGS)
 _NO_PROGRESS_LIMIT: Final = 100
 
 
@@ -83,6 +86,15 @@ class RunningVm:
         """Number of vCPUs; 0 after `close`."""
         return len(self._runners)
 
+    @property
+    def ram(self) -> GuestRam:
+        """The VM's memory, for devices."""
+        return self._ram
+
+    def interrupt(self, vcpu: int) -> None:
+        """Make a vCPU's run loop look up: its KVM_RUN, this one or the next, ends. Any thread may ask."""
+        self._runners[vcpu].interrupt()
+
     def run(self, vcpu: int = 0) -> StopReason:
         """Run a vCPU until its guest is idle, ended, or cannot go on.
 
@@ -92,6 +104,10 @@ class RunningVm:
         if not 0 <= vcpu < len(self._runners):
             raise UsageError(f"{self.name}: vCPU {vcpu}, wanted one of {len(self._runners)} from 0")
         return self._runners[vcpu].run()
+
+    def run_all(self, timeout_s: float | None = None) -> StopReason:
+        """Run every vCPU in a thread of its own until the VM has come to an end; see `threads.run_all`."""
+        return run_all(self._runners, timeout_s)
 
     def read(self, gpa: int, size: int) -> bytes:
         """Guest memory's shared side; BusError where there is none."""
@@ -118,6 +134,8 @@ def launch(
     *,
     dialect: Dialect | str | None = None,
     trace: Trace | None = None,
+    bus: IoBus | None = None,
+    power: PowerSwitch | None = None,
 ) -> RunningVm:
     """Launch a VM; see the module's text for the steps.
 
@@ -128,6 +146,8 @@ def launch(
         dialect: the kernel's certificate exit, or the kernel profile's name; None asks the kernel
             (`dialect.probe`).
         trace: where events go.
+        bus: the devices; without any, an access to one ends the run.
+        power: what devices switch the VM off with.
 
     Raises:
         LaunchError: a step failed. Nothing stays open.
@@ -135,7 +155,9 @@ def launch(
     """
     chosen = named(dialect) if isinstance(dialect, str) else dialect
     with ExitStack() as resources:
-        return _Launch(host, config, chosen, trace or Trace(), resources).run(image)
+        steps = _Launch(host, config, chosen, trace or Trace(), resources)
+        steps.bus, steps.power = bus, power
+        return steps.run(image)
 
 
 class _Launch:
@@ -147,6 +169,8 @@ class _Launch:
         self._host, self._config, self._dialect, self._trace = host, config, dialect, trace
         self._resources = resources
         self._kvm_fd = self._vm_fd = self._sev_fd = -1
+        self.bus: IoBus | None = None
+        self.power: PowerSwitch | None = None
 
     def run(self, image: LaunchImage) -> RunningVm:
         areas = memory_map(self._config.memory_size, image)
@@ -250,10 +274,26 @@ class _Launch:
         self._set_registers(vcpu, fd)
         area = self._host.map_vcpu(fd)
         self._resources.callback(area.release)
-        return VcpuRunner(self._host, vcpu=vcpu, fd=fd, run_area=area, ram=ram, certificates=service)
+        return VcpuRunner(
+            self._host,
+            vcpu=vcpu,
+            fd=fd,
+            run_area=area,
+            ram=ram,
+            certificates=service,
+            bus=self.bus,
+            power=self.power,
+        )
 
     def _set_registers(self, vcpu: int, fd: int) -> None:
-        """RDX at reset, and the start of application processors, as QEMU sets both before the launch ends."""
+        """RDX at reset, and the start of application processors, as QEMU sets both before the launch ends.
+
+        The boot processor of a direct boot starts with registers of its own.
+        """
+        if vcpu == 0 and self._config.start is not None:
+            for request, state in zip(_SET_ALL, self._config.start, strict=True):
+                _check(request.name, self._host.ioctl(fd, request, bytearray(bytes(state))))
+            return
         signature, eip = self._config.cpu_signature, self._config.ap_reset_eip if vcpu else None
         if signature is None and eip is None:
             return

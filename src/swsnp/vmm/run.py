@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from swsnp.abi.ghcb import MsrCode, TerminateRequest
 from swsnp.abi.kvm import (
@@ -18,6 +18,7 @@ from swsnp.abi.kvm import (
     MAP_GPA_RANGE,
     ExitHypercall,
     ExitMemoryFault,
+    ExitMmio,
     ExitReason,
     ExitSystemEvent,
     Ioctl,
@@ -35,6 +36,7 @@ from swsnp.vmm.stop import (
     GuestShutdown,
     Idle,
     InternalError,
+    PowerSwitch,
     RunFailed,
     StopReason,
     Terminated,
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from swsnp.vmm.host import HostKernel
     from swsnp.vmm.ram import GuestRam
 
-__all__ = ["VcpuRunner"]
+__all__ = ["IoBus", "VcpuRunner"]
 
 _INTERRUPTED: Final = -errno.EINTR
 _GO_ON: Final = (_INTERRUPTED, -errno.EAGAIN)
@@ -65,6 +67,9 @@ _U64: Final = struct.Struct("<Q")
 _FAIL_ENTRY: Final = struct.Struct("<QI")  # hardware_entry_failure_reason, cpu
 _INTERNAL: Final = struct.Struct("<II16Q")  # suberror, ndata, data
 _MSR_CODE_MASK: Final = 0xFFF
+_PORT: Final = struct.Struct("<BBHIQ")  # direction, size, port, count, data_offset
+_MMIO: Final = struct.Struct("<Q8sIB")  # phys_addr, data, len, is_write
+_MMIO_DATA: Final = EXIT_UNION + ExitMmio.offset_of("data")
 
 # What an operator looks at first, by errno of KVM_RUN
 _HINTS: Final = {
@@ -78,6 +83,26 @@ _HINTS: Final = {
 }
 
 
+class IoBus(Protocol):
+    """The devices of a VM; `size` is 1, 2 or 4 bytes at a port, up to 8 in memory."""
+
+    def port_in(self, port: int, size: int) -> int:
+        """Read a port."""
+        ...
+
+    def port_out(self, port: int, size: int, value: int) -> None:
+        """Write a port."""
+        ...
+
+    def memory_read(self, gpa: int, size: int) -> int:
+        """Read a device's memory."""
+        ...
+
+    def memory_write(self, gpa: int, size: int, value: int) -> None:
+        """Write a device's memory."""
+        ...
+
+
 class VcpuRunner:
     """Runs one vCPU until there is something to tell.
 
@@ -88,6 +113,8 @@ class VcpuRunner:
         run_area: its mapping; `struct kvm_run` is at the start.
         ram: the VM's memory.
         certificates: answers certificate exits; None when the exit was not enabled.
+        bus: the devices; None: there are none, and KVM_EXIT_IO and KVM_EXIT_MMIO end the run.
+        power: what devices switch the VM off with.
     """
 
     def __init__(
@@ -99,8 +126,12 @@ class VcpuRunner:
         run_area: memoryview,
         ram: GuestRam,
         certificates: CertificateService | None,
+        bus: IoBus | None = None,
+        power: PowerSwitch | None = None,
     ) -> None:
         self.vcpu = vcpu
+        self._host, self._power = host, power or PowerSwitch()
+        self._leave = False
         self._ioctl, self._fd, self._run, self._ram = host.ioctl, fd, run_area, ram
         self._certificates = certificates
         dialect = NO_CERT_EXIT if certificates is None else certificates.dialect
@@ -113,6 +144,19 @@ class VcpuRunner:
             ExitReason.FAIL_ENTRY: self._fail_entry,
             ExitReason.INTERNAL_ERROR: self._internal_error,
         }
+        if bus is not None:
+            self._bus = bus
+            self._exits |= {ExitReason.IO: self._port, ExitReason.MMIO: self._mmio}
+
+    def interrupt(self) -> None:
+        """Make `run` come back with `Idle`, until `resume`; any thread may ask."""
+        self._leave = True
+        self._run[_IMMEDIATE_EXIT] = 1
+        self._host.interrupt_vcpu(self._fd)
+
+    def resume(self) -> None:
+        """Let `run` run again after `interrupt`."""
+        self._leave = False
 
     def run(self) -> StopReason:
         """Run guest code until the guest is idle, ended, or cannot go on."""
@@ -134,7 +178,7 @@ class VcpuRunner:
         if result < 0:
             return RunFailed(-result, f"KVM_GET_MP_STATE: {errno_name(result)}")
         (state,) = _U32.unpack(self._mp_state)
-        if state == _RUNNABLE:
+        if state == _RUNNABLE and not self._leave:
             return None
         return _IDLE if state == MpState.HALTED else Idle(state)
 
@@ -214,6 +258,27 @@ class VcpuRunner:
                 return None
             case Broken(errno=number, step=step):
                 return RunFailed(number, f"{where}: {step}")
+
+    # --- devices --------------------------------------------------------------------------------------------
+
+    def _port(self) -> StopReason | None:
+        direction, size, port, count, offset = _PORT.unpack_from(self._run, EXIT_UNION)
+        run, bus = self._run, self._bus
+        for at in range(offset, offset + size * count, size):
+            if direction:
+                bus.port_out(port, size, int.from_bytes(run[at : at + size], "little"))
+            else:
+                run[at : at + size] = bus.port_in(port, size).to_bytes(size, "little")
+        return self._power.pressed
+
+    def _mmio(self) -> StopReason | None:
+        gpa, data, length, is_write = _MMIO.unpack_from(self._run, EXIT_UNION)
+        if is_write:
+            self._bus.memory_write(gpa, length, int.from_bytes(data[:length], "little"))
+        else:
+            value = self._bus.memory_read(gpa, length)
+            self._run[_MMIO_DATA : _MMIO_DATA + length] = value.to_bytes(length, "little")
+        return self._power.pressed
 
     # --- the end --------------------------------------------------------------------------------------------
 

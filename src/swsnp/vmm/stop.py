@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,9 +11,12 @@ __all__ = [
     "GuestShutdown",
     "Idle",
     "InternalError",
+    "PowerSwitch",
+    "PoweredOff",
     "RunFailed",
     "StopReason",
     "Terminated",
+    "TimedOut",
     "UnhandledExit",
 ]
 
@@ -70,6 +74,43 @@ class UnhandledExit:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class PoweredOff:
+    """A device switched the VM off: `how` is for people, `status` the guest's exit status if it gave one."""
+
+    how: str
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """The time that the VM was given is over."""
+
+    seconds: float
+
+
 StopReason: TypeAlias = (
-    Idle | Terminated | GuestShutdown | EntryFailed | InternalError | RunFailed | UnhandledExit
+    Idle
+    | Terminated
+    | GuestShutdown
+    | EntryFailed
+    | InternalError
+    | RunFailed
+    | UnhandledExit
+    | PoweredOff
+    | TimedOut
 )
+
+
+class PowerSwitch:
+    """What devices end a VM with. The first to press says how; the vCPU that did the access stops at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.pressed: PoweredOff | None = None
+
+    def press(self, how: str, status: int | None = None) -> None:
+        """Switch off, as a reset or a debug exit port does."""
+        with self._lock:
+            if self.pressed is None:
+                self.pressed = PoweredOff(how, status)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from swsnp.abi.kvm import MemoryAttribute
-from swsnp.cpu.plain_kvm import FlatStart, LinuxKvm, PlainKvmProcessor, boot_pages, c_bit_position, probe
+from swsnp.cpu.plain_kvm import (
+    FlatStart,
+    HostVm,
+    LinuxKvm,
+    PlainKvmProcessor,
+    boot_pages,
+    c_bit_position,
+    probe,
+)
 from swsnp.hardware.exits import GuestAccessFault, NestedPageFault
 from swsnp.hypervisor.attributes import AttributeMap
 
@@ -40,6 +48,7 @@ class GuestMemory:
     adjusted: list[tuple[int, int, int, bool]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._generation = 0
         self.shared = memoryview(mmap.mmap(-1, SIZE))
         self.private = memoryview(mmap.mmap(-1, SIZE))
 
@@ -67,14 +76,24 @@ class GuestMemory:
     def write(self, gpa: int, data: bytes, *, private: bool) -> None:
         self._plane(gpa, private=private, write=True)[gpa : gpa + len(data)] = data
 
-    def pvalidate(self, gpa: int, *, validate: bool) -> tuple[int, bool]:
+    @property
+    def generation(self) -> int:
+        """Another one each time: whatever a test has changed is looked at."""
+        self._generation += 1
+        return self._generation
+
+    def pvalidate(self, gpa: int, *, validate: bool, page_size: int = 0) -> tuple[int, bool]:
         self._plane(gpa, private=True, write=True)
+        if page_size:
+            return 6, False
         unchanged = (gpa in self.validated) == validate
         (self.validated.add if validate else self.validated.discard)(gpa)
         return 0, unchanged
 
-    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool) -> int:
+    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool, page_size: int = 0) -> int:
         self._plane(gpa, private=True, write=True)
+        if page_size:
+            return 6
         self.adjusted.append((gpa, vmpl, permissions, vmsa))
         return 0 if vmpl else 2
 
@@ -109,7 +128,7 @@ def boot(c_bit: int, memory: GuestMemory) -> Iterator[Boot]:
         memory.private[CODE : CODE + len(text)] = text
         start = FlatStart(entry=CODE, tables=TABLES, stack=0xA000)
         executable = [range(CODE, CODE + PAGE)]
-        processors.append(PlainKvmProcessor(memory, start=start, executable=executable))
+        processors.append(PlainKvmProcessor(HostVm(LinuxKvm(), memory, executable), memory, start=start))
         return processors[-1]
 
     yield make

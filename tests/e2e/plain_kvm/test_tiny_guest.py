@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from swsnp.abi.ghcb import GhcbField, SevInfo, TerminateRequest
-from swsnp.cpu.plain_kvm import PlainKvmProcessor
+from swsnp.cpu.plain_kvm import HostVm, LinuxKvm, PlainKvmProcessor
 from swsnp.cpu.plain_kvm.tiny_guest import (
     CODE,
     EXECUTABLE,
@@ -68,7 +68,7 @@ def play(c_bit: int, memory: GuestMemory, answers: dict[int, Answer]) -> list[in
     """Load and run the tiny guest until it halts; returns what the GHCB MSR held at each VMGEXIT."""
     for gpa, content, _ in tiny_guest_image(c_bit):
         memory.private[gpa : gpa + len(content)] = content
-    processor = PlainKvmProcessor(memory, start=START, executable=EXECUTABLE)
+    processor = PlainKvmProcessor(HostVm(LinuxKvm(), memory, EXECUTABLE), memory, start=START)
     requests = []
     try:
         while (left := processor.run()) == Vmgexit():

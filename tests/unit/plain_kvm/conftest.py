@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from swsnp.abi.kvm import Ioctl, MemoryAttribute
+from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.cpu.plain_kvm.ioctls import (
     HostCapability,
     HostIoctl,
     KvmCpuidEntry,
-    KvmRegs,
-    KvmSregs,
     KvmTranslation,
     KvmUserspaceMemoryRegion,
 )
 from swsnp.cpu.plain_kvm.longmode import FlatStart
 from swsnp.cpu.plain_kvm.processor import PlainKvmProcessor
+from swsnp.cpu.plain_kvm.vm import HostVm
 from swsnp.hypervisor.attributes import AttributeMap
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class ScriptedKvm:
         self.asked: list[tuple[int, bytes | int]] = []
         self.regions: dict[int, KvmUserspaceMemoryRegion] = {}
         self.open_fds: set[int] = set()
+        self.interrupted: list[int] = []
+        self.aliases: list[tuple[int, int, int]] = []
 
     def _descriptor(self) -> int:
         fd = 100 + len(self.open_fds)
@@ -72,6 +74,12 @@ class ScriptedKvm:
         assert fd in self.open_fds
         assert size == RUN_SIZE
         return self.run_page
+
+    def interrupt(self, thread: int) -> None:
+        self.interrupted.append(thread)
+
+    def alias(self, source: int, size: int, target: int) -> None:
+        self.aliases.append((source, size, target))
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
         assert fd in self.open_fds
@@ -104,13 +112,13 @@ class ScriptedKvm:
             case HostIoctl.KVM_GET_SUPPORTED_CPUID:
                 answer = len(self.leaves).to_bytes(8, "little") + b"".join(map(bytes, self.leaves))
                 argument[: len(answer)] = answer
-            case HostIoctl.KVM_GET_REGS:
+            case Ioctl.KVM_GET_REGS:
                 argument[:] = bytes(self.regs)
-            case HostIoctl.KVM_SET_REGS:
+            case Ioctl.KVM_SET_REGS:
                 self.regs = KvmRegs.parse(argument)
-            case HostIoctl.KVM_GET_SREGS:
+            case Ioctl.KVM_GET_SREGS:
                 argument[:] = bytes(self.sregs)
-            case HostIoctl.KVM_SET_SREGS:
+            case Ioctl.KVM_SET_SREGS:
                 self.sregs = KvmSregs.parse(argument)
             case HostIoctl.KVM_TRANSLATE:
                 linear = KvmTranslation.parse(argument).linear_address
@@ -150,6 +158,7 @@ class ScriptedMemory:
     answers: deque[object] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        self._generation = 0
         self.attributes = AttributeMap()
         self.attributes.set(0, self.size >> 12, MemoryAttribute.PRIVATE)
         self.shared = memoryview(mmap.mmap(-1, self.size))
@@ -162,6 +171,12 @@ class ScriptedMemory:
             Slot(gpa, size, self.shared[gpa : gpa + size], self.private[gpa : gpa + size])
             for gpa, size in parts
         )
+
+    @property
+    def generation(self) -> int:
+        """Another one each time: whatever a test has changed is looked at."""
+        self._generation += 1
+        return self._generation
 
     def share(self, gpa: int, size: int = 0x1000) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES: shared."""
@@ -182,12 +197,12 @@ class ScriptedMemory:
     def write(self, gpa: int, data: bytes, *, private: bool) -> None:
         self._answer("write", gpa, data, private)
 
-    def pvalidate(self, gpa: int, *, validate: bool) -> tuple[int, bool]:
-        answer = self._answer("pvalidate", gpa, validate)
+    def pvalidate(self, gpa: int, *, validate: bool, page_size: int = 0) -> tuple[int, bool]:
+        answer = self._answer("pvalidate", gpa, validate, *([page_size] if page_size else []))
         assert isinstance(answer, tuple)
         return answer
 
-    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool) -> int:
+    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool, page_size: int = 0) -> int:
         answer = self._answer("rmpadjust", gpa, vmpl, permissions, vmsa)
         assert isinstance(answer, int)
         return answer
@@ -214,6 +229,6 @@ def memory() -> ScriptedMemory:
 def processor(kvm: ScriptedKvm, memory: ScriptedMemory) -> MakeProcessor:
     def make(*executable: range) -> PlainKvmProcessor:
         start = FlatStart(entry=0x8000, tables=0x1000, stack=0xA000)
-        return PlainKvmProcessor(memory, start=start, executable=executable, host=kvm)
+        return PlainKvmProcessor(HostVm(kvm, memory, executable), memory, start=start)
 
     return make

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from swsnp.abi import kvm_registers
+from swsnp.abi.kvm import Ioctl
 from swsnp.cpu.plain_kvm import ioctls
 from swsnp.cpu.plain_kvm.ioctls import HostIoctl
 
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
     ("request_number", "nr", "kind"),
     [
         (HostIoctl.KVM_SET_USER_MEMORY_REGION, 0x46, ioctls.KvmUserspaceMemoryRegion),
-        (HostIoctl.KVM_GET_REGS, 0x81, ioctls.KvmRegs),
-        (HostIoctl.KVM_SET_REGS, 0x82, ioctls.KvmRegs),
-        (HostIoctl.KVM_GET_SREGS, 0x83, ioctls.KvmSregs),
-        (HostIoctl.KVM_SET_SREGS, 0x84, ioctls.KvmSregs),
+        (Ioctl.KVM_GET_REGS, 0x81, kvm_registers.KvmRegs),
+        (Ioctl.KVM_SET_REGS, 0x82, kvm_registers.KvmRegs),
+        (Ioctl.KVM_GET_SREGS, 0x83, kvm_registers.KvmSregs),
+        (Ioctl.KVM_SET_SREGS, 0x84, kvm_registers.KvmSregs),
         (HostIoctl.KVM_TRANSLATE, 0x85, ioctls.KvmTranslation),
     ],
 )
@@ -39,10 +41,10 @@ def test_msr_filter_size() -> None:
 @pytest.mark.parametrize(
     ("kind", "field", "offset"),
     [
-        (ioctls.KvmRegs, "rip", 128),
-        (ioctls.KvmSegment, "unusable", 22),
-        (ioctls.KvmSregs, "gdt", 0xC0),
-        (ioctls.KvmSregs, "efer", 0x108),
+        (kvm_registers.KvmRegs, "rip", 128),
+        (kvm_registers.KvmSegment, "unusable", 22),
+        (kvm_registers.KvmSregs, "gdt", 0xC0),
+        (kvm_registers.KvmSregs, "efer", 0x108),
         (ioctls.KvmExitMsr, "data", 16),
         (ioctls.KvmExitInternalError, "data", 8),
     ],

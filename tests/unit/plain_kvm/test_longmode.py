@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swsnp.cpu.plain_kvm.ioctls import KvmSregs
+from swsnp.abi.kvm_registers import KvmSregs
 from swsnp.cpu.plain_kvm.longmode import BOOT_PAGES_SIZE, SHARED_BASE, FlatStart, boot_pages
 
 TABLES = 0x1000

@@ -51,10 +51,10 @@ def test_usable(kvm: ScriptedKvm) -> None:
         ([leave(17, KvmExitInternalError(suberror=1))] * 2, "KVM_EXIT_INTERNAL_ERROR"),
         ([leave(8)] * 2, "triple fault"),
         (
-            [leave(6, ExitMmio(phys_addr=0xFEE00020, len=4))],
-            "NestedPageFault(gpa=4276092960, private=False",
+            [leave(6, ExitMmio(phys_addr=0xFEE00020, len=4)), HLT],
+            "MmioAccess(gpa=4276092960",
         ),
-        ([leave(6, ExitMmio(phys_addr=0x20000, len=4, is_write=1))], "write=True"),
+        ([leave(6, ExitMmio(phys_addr=0x9000, len=4, is_write=1))], "write=True"),
     ],
 )
 def test_not_usable(kvm: ScriptedKvm, exits: list[Exit], text: str) -> None:

@@ -75,8 +75,8 @@ def test_missing_capability(kvm: ScriptedKvm, memory: ScriptedMemory, missing: H
         HostIoctl.KVM_GET_SUPPORTED_CPUID,
         Ioctl.KVM_CREATE_VCPU,
         HostIoctl.KVM_SET_CPUID2,
-        HostIoctl.KVM_SET_SREGS,
-        HostIoctl.KVM_SET_REGS,
+        Ioctl.KVM_SET_SREGS,
+        Ioctl.KVM_SET_REGS,
     ],
 )
 def test_set_up_refused(kvm: ScriptedKvm, processor: MakeProcessor, refused: Ioctl | HostIoctl) -> None:

@@ -51,6 +51,7 @@ class FakeHost:
         self.conversions: list[tuple[int, int, int]] = []
         self.update_pages = 1 << 20
         self.updates: list[tuple[int, int, int]] = []
+        self.interrupted: list[int] = []
         self._next_fd, self._next_address = 3, 0x7F00_0000_0000
 
     # --- descriptors and memory
@@ -101,6 +102,9 @@ class FakeHost:
     def discard(self, address: int, size: int) -> int:
         self.discarded.append(("shared", address, size))
         return self._answer("discard")
+
+    def interrupt_vcpu(self, fd: int) -> None:
+        self.interrupted.append(fd)
 
     def discard_memfd(self, fd: int, offset: int, size: int) -> int:
         self.discarded.append((f"memfd {fd}", offset, size))

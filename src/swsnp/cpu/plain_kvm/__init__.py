@@ -7,11 +7,12 @@ from swsnp.cpu.plain_kvm.host import HostKvm, LinuxKvm
 from swsnp.cpu.plain_kvm.longmode import FlatStart, boot_pages
 from swsnp.cpu.plain_kvm.probe import Verdict, probe
 from swsnp.cpu.plain_kvm.processor import PlainKvmProcessor
-from swsnp.cpu.plain_kvm.vm import c_bit_position
+from swsnp.cpu.plain_kvm.vm import HostVm, c_bit_position
 
 __all__ = [
     "FlatStart",
     "HostKvm",
+    "HostVm",
     "LinuxKvm",
     "PlainKvmProcessor",
     "Verdict",

@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import signal
 from typing import Final, Protocol
 
 from swsnp.errors import HostError
@@ -13,6 +14,11 @@ from swsnp.errors import HostError
 __all__ = ["DEVICE", "HostKvm", "LinuxKvm", "address_of", "checked_ioctl"]
 
 DEVICE: Final = "/dev/kvm"
+_KICK: Final = signal.SIGURG
+"""Ignored by default: a process that never listened for it is not ended by it."""
+_MREMAP_MAYMOVE: Final = 1
+_MREMAP_FIXED: Final = 2
+_INT_MAX: Final = (1 << 31) - 1
 
 
 class HostKvm(Protocol):
@@ -34,6 +40,14 @@ class HostKvm(Protocol):
         """The first `size` bytes of a vCPU descriptor, shared with KVM."""
         ...
 
+    def interrupt(self, thread: int) -> None:
+        """Make a thread of this process come out of KVM_RUN; its number is `threading.get_ident`'s."""
+        ...
+
+    def alias(self, source: int, size: int, target: int) -> None:
+        """Show the pages at `source`, which are shareable, at `target` too, in place of what was there."""
+        ...
+
 
 class LinuxKvm:
     """The real one."""
@@ -51,11 +65,37 @@ class LinuxKvm:
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
         """As `HostKvm`."""
+        if isinstance(argument, int) and argument > _INT_MAX:  # fcntl takes a C int only
+            libc = ctypes.CDLL(None, use_errno=True)
+            result = libc.ioctl(fd, ctypes.c_ulong(request), ctypes.c_ulong(argument))
+            if result < 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+            return int(result)
         return fcntl.ioctl(fd, request, argument)
 
     def map(self, fd: int, size: int) -> memoryview:
         """As `HostKvm`."""
         return memoryview(mmap.mmap(fd, size))
+
+    def interrupt(self, thread: int) -> None:
+        """As `HostKvm`; before `listen_for_interrupts` nothing happens, since the signal is ignored."""
+        signal.pthread_kill(thread, _KICK)
+
+    @staticmethod
+    def listen_for_interrupts() -> None:
+        """Let `interrupt` work; to be called in the main thread (Python's rule for signal handlers)."""
+        signal.signal(_KICK, lambda *_: None)
+
+    def alias(self, source: int, size: int, target: int) -> None:
+        """As `HostKvm`: mremap(2) with an old size of 0 maps the same pages once more."""
+        flags = _MREMAP_MAYMOVE | _MREMAP_FIXED
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mremap.restype = ctypes.c_void_p
+        numbers = (ctypes.c_void_p(source), ctypes.c_size_t(0), ctypes.c_size_t(size), ctypes.c_int(flags))
+        if libc.mremap(*numbers, ctypes.c_void_p(target)) != target:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
 
 def address_of(view: memoryview | bytearray) -> int:

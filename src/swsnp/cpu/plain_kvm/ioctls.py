@@ -8,7 +8,6 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from swsnp.abi.kvm_registers import KvmDtable, KvmRegs, KvmSegment, KvmSregs
 from swsnp.abi.record import Record, mbz, record, u8, u32, u64, words
 
 __all__ = [
@@ -18,18 +17,19 @@ __all__ = [
     "HostIoctl",
     "InternalError",
     "KvmCpuidEntry",
-    "KvmDtable",
     "KvmExitInternalError",
     "KvmExitMsr",
+    "KvmIrqLevel",
+    "KvmMsrEntry",
     "KvmMsrFilterRange",
-    "KvmRegs",
-    "KvmSegment",
-    "KvmSregs",
+    "KvmPitConfig",
     "KvmTranslation",
     "KvmUserspaceMemoryRegion",
     "MSR_EXIT_REASON_FILTER",
     "MSR_FILTER_RANGES",
     "MsrFilterFlag",
+    "OptionalCapability",
+    "SYNC_GENERAL_REGS",
 ]
 
 API_VERSION: Final = 12
@@ -43,12 +43,14 @@ MSR_EXIT_REASON_FILTER: Final = 1 << 2
 class HostIoctl(IntEnum):
     """Requests of a VMM without SEV; numbers on x86-64."""
 
+    KVM_SET_TSS_ADDR = 0xAE47
+    KVM_SET_IDENTITY_MAP_ADDR = 0x4008AE48
+    KVM_CREATE_IRQCHIP = 0xAE60
+    KVM_IRQ_LINE = 0x4008AE61
+    KVM_CREATE_PIT2 = 0x4040AE77
+    KVM_SET_MSRS = 0x4008AE89
     KVM_GET_SUPPORTED_CPUID = 0xC008AE05
     KVM_SET_USER_MEMORY_REGION = 0x4020AE46
-    KVM_GET_REGS = 0x8090AE81
-    KVM_SET_REGS = 0x4090AE82
-    KVM_GET_SREGS = 0x8138AE83
-    KVM_SET_SREGS = 0x4138AE84
     KVM_TRANSLATE = 0xC018AE85
     KVM_SET_CPUID2 = 0x4008AE90
     KVM_X86_SET_MSR_FILTER = 0x4188AEC6
@@ -61,6 +63,18 @@ class HostCapability(IntEnum):
     EXT_CPUID = 7
     X86_USER_SPACE_MSR = 188
     X86_MSR_FILTER = 189
+
+
+class OptionalCapability(IntEnum):
+    """Extensions that make this processor faster, or able to run a kernel."""
+
+    IRQCHIP = 0
+    PIT2 = 33
+    SYNC_REGS = 74
+
+
+SYNC_GENERAL_REGS: Final = 1
+"""KVM_SYNC_X86_REGS: the general registers lie in `kvm_run` after each exit."""
 
 
 class MsrFilterFlag(IntEnum):
@@ -88,6 +102,31 @@ class KvmUserspaceMemoryRegion(Record):
     guest_phys_addr: int = u64(8)
     memory_size: int = u64(16)
     userspace_addr: int = u64(24)
+
+
+@record(size=64, source="Linux, struct kvm_pit_config")
+class KvmPitConfig(Record):
+    """KVM_CREATE_PIT2; flag 1: port 0x61 is KVM's too."""
+
+    flags: int = u32(0)
+    pad: bytes = mbz(4, 60)
+
+
+@record(size=8, source="Linux, struct kvm_irq_level")
+class KvmIrqLevel(Record):
+    """KVM_IRQ_LINE."""
+
+    irq: int = u32(0)
+    level: int = u32(4)
+
+
+@record(size=16, source="Linux, struct kvm_msr_entry")
+class KvmMsrEntry(Record):
+    """One entry of KVM_SET_MSRS."""
+
+    index: int = u32(0)
+    reserved: int = u32(4)
+    data: int = u64(8)
 
 
 @record(size=24, source="Linux, struct kvm_translation")

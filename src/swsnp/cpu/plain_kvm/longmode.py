@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from swsnp.cpu.plain_kvm.ioctls import KvmDtable, KvmRegs, KvmSegment, KvmSregs
+from swsnp.abi.kvm_registers import KvmDtable, KvmRegs, KvmSegment, KvmSregs
 
 __all__ = ["BOOT_PAGES_SIZE", "SHARED_BASE", "FlatStart", "boot_pages"]
 

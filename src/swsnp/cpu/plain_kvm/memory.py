@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from swsnp.cpu.plain_kvm.host import HostKvm
 
-__all__ = ["AttributeRuns", "GuestPhysicalMemory", "MemorySlot", "Planes", "Window"]
+__all__ = ["AttributeRuns", "GuestPhysicalMemory", "MemorySlot", "Planes", "PlanesBase", "Window"]
 
 
 class MemorySlot(Protocol):
@@ -58,6 +58,11 @@ class GuestPhysicalMemory(Protocol):
         """Which plane each frame is in: `MemoryAttribute.PRIVATE` or not."""
         ...
 
+    @property
+    def generation(self) -> int:
+        """Another number whenever slots or attributes may have changed."""
+        ...
+
     def read(self, gpa: int, size: int, *, private: bool) -> bytes:
         """Bytes of one plane."""
         ...
@@ -66,12 +71,12 @@ class GuestPhysicalMemory(Protocol):
         """Put bytes into one plane."""
         ...
 
-    def pvalidate(self, gpa: int, *, validate: bool) -> tuple[int, bool]:
-        """PVALIDATE of a 4 KiB page: EAX and the carry flag."""
+    def pvalidate(self, gpa: int, *, validate: bool, page_size: int = 0) -> tuple[int, bool]:
+        """PVALIDATE of 4 KiB (0) or 2 MiB (1): EAX and the carry flag."""
         ...
 
-    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool) -> int:
-        """RMPADJUST of a 4 KiB page: EAX."""
+    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool, page_size: int = 0) -> int:
+        """RMPADJUST, sizes as PVALIDATE: EAX."""
         ...
 
     def slots(self) -> tuple[MemorySlot, ...]:
@@ -91,24 +96,65 @@ class Window:
         """What KVM is told; two windows with one key are the same to it."""
         return self.address, len(self.view), address_of(self.view)
 
+    def part(self, address: int, size: int) -> tuple[int, memoryview] | None:
+        """What of a range of addresses lies here: its first address and bytes; None: nothing."""
+        start = max(address, self.address)
+        end = min(address + size, self.address + len(self.view))
+        return (start, self.view[start - self.address : end - self.address]) if start < end else None
 
-class Planes:
+
+class PlanesBase:
     """Private and shared memory as two planes of guest physical addresses.
 
     The C-bit is an address bit to the host's KVM: private memory lies at `gpa | 1 << c_bit`, shared memory
     at `gpa`. A page table entry with the C-bit thus reaches the private bytes without any change to the
-    guest's page tables. Each page is there in the plane of its attribute only, and not at all if read-only:
-    any other access leaves KVM and is decided by `GuestPhysicalMemory.read` and `write`.
+    guest's page tables.
     """
 
     def __init__(self, host: HostKvm, vm: int, memory: GuestPhysicalMemory, c_bit: int) -> None:
         self._host, self._vm, self._memory = host, vm, memory
         self.private_bit: Final = 1 << c_bit
+        self.generation = -1
+        """Of the memory when KVM was last told of it."""
+
+    def is_memory(self, gpa: int) -> bool:
+        """Whether the hypervisor has a slot there."""
+        return any(slot.gpa <= gpa < slot.gpa + slot.size for slot in self._memory.slots())
+
+    def split(self, address: int) -> tuple[int, bool]:
+        """An address as KVM reports it: GPA, and whether the access was private."""
+        return address & ~self.private_bit, bool(address & self.private_bit)
+
+    def refresh(self) -> None:
+        """Tell KVM what has changed since the last time."""
+        raise NotImplementedError
+
+    def windows(self, address: int, size: int) -> Iterator[tuple[int, memoryview]]:
+        """The mapped parts of a range of addresses (C-bit included): each part's address and bytes."""
+        raise NotImplementedError
+
+    def _set(self, number: int, address: int, size: int, user_address: int) -> None:
+        region = KvmUserspaceMemoryRegion(
+            slot=number, guest_phys_addr=address, memory_size=size, userspace_addr=user_address
+        )
+        checked_ioctl(self._host, self._vm, HostIoctl.KVM_SET_USER_MEMORY_REGION, bytearray(bytes(region)))
+
+
+class Planes(PlanesBase):
+    """Memory in which every access is judged: each page is there in the plane of its attribute only.
+
+    A page is not there at all if read-only. Any other access leaves KVM and is decided by
+    `GuestPhysicalMemory.read` and `write`. For one vCPU: another would meet memory that is just being laid.
+    """
+
+    def __init__(self, host: HostKvm, vm: int, memory: GuestPhysicalMemory, c_bit: int) -> None:
+        super().__init__(host, vm, memory, c_bit)
         self._windows: dict[tuple[int, int, int], tuple[int, Window]] = {}
         self._free: list[int] = []
 
     def refresh(self) -> None:
         """Tell KVM what has changed since the last time: slots that are gone, then new ones."""
+        self.generation = self._memory.generation
         wanted = {window.key: window for slot in self._memory.slots() for window in self._of(slot)}
         for key in self._windows.keys() - wanted.keys():
             number, window = self._windows.pop(key)
@@ -133,20 +179,8 @@ class Planes:
                     yield Window(at | (self.private_bit if private else 0), part)
             at = upto
 
-    def _set(self, number: int, address: int, size: int, user_address: int) -> None:
-        region = KvmUserspaceMemoryRegion(
-            slot=number, guest_phys_addr=address, memory_size=size, userspace_addr=user_address
-        )
-        checked_ioctl(self._host, self._vm, HostIoctl.KVM_SET_USER_MEMORY_REGION, bytearray(bytes(region)))
-
     def windows(self, address: int, size: int) -> Iterator[tuple[int, memoryview]]:
-        """The mapped parts of a range of addresses (C-bit included): each part's address and bytes."""
+        """As `PlanesBase`, by rising address."""
         for _, window in sorted(self._windows.values(), key=lambda each: each[1].address):
-            start = max(address, window.address)
-            end = min(address + size, window.address + len(window.view))
-            if start < end:
-                yield start, window.view[start - window.address : end - window.address]
-
-    def split(self, address: int) -> tuple[int, bool]:
-        """An address as KVM reports it: GPA, and whether the access was private."""
-        return address & ~self.private_bit, bool(address & self.private_bit)
+            if (part := window.part(address, size)) is not None:
+                yield part

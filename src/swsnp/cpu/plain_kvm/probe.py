@@ -10,7 +10,7 @@ from swsnp.abi.kvm import MemoryAttribute
 from swsnp.cpu.plain_kvm.host import DEVICE, LinuxKvm
 from swsnp.cpu.plain_kvm.longmode import FlatStart, boot_pages
 from swsnp.cpu.plain_kvm.processor import PlainKvmProcessor
-from swsnp.cpu.plain_kvm.vm import c_bit_position
+from swsnp.cpu.plain_kvm.vm import HostVm, c_bit_position
 from swsnp.errors import HostError
 from swsnp.hardware.exits import GuestAccessFault, Halt, NestedPageFault, Vmgexit
 
@@ -58,6 +58,7 @@ class _PrivateOnly:
     """Memory of one private slot; every access outside it faults."""
 
     attributes = _AllPrivate()
+    generation = 0
 
     def __init__(self) -> None:
         self.view = memoryview(mmap.mmap(-1, _SIZE))
@@ -72,10 +73,10 @@ class _PrivateOnly:
     def write(self, gpa: int, data: bytes, *, private: bool) -> None:
         self._refuse(gpa, private=private, write=True)
 
-    def pvalidate(self, gpa: int, *, validate: bool) -> tuple[int, bool]:
+    def pvalidate(self, gpa: int, *, validate: bool, page_size: int = 0) -> tuple[int, bool]:
         self._refuse(gpa, private=True, write=validate)
 
-    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool) -> int:
+    def rmpadjust(self, gpa: int, *, vmpl: int, permissions: int, vmsa: bool, page_size: int = 0) -> int:
         self._refuse(gpa, private=True, write=vmsa)
 
     def _refuse(self, gpa: int, *, private: bool, write: bool) -> NoReturn:
@@ -102,7 +103,7 @@ def _run(host: HostKvm) -> Verdict:
     memory.view[_CODE_GPA : _CODE_GPA + len(_CODE)] = _CODE
     start = FlatStart(entry=_CODE_GPA, tables=_TABLES_GPA)
     code = range(_CODE_GPA, _CODE_GPA + len(_CODE))
-    processor = PlainKvmProcessor(memory, start=start, executable=[code], host=host)
+    processor = PlainKvmProcessor(HostVm(host, memory, [code]), memory, start=start)
     try:
         exits = processor.run(), processor.run()
     finally:

@@ -5,31 +5,47 @@ To hypervisor, VMM and firmware it is a processor as any other: the GHCB MSR, an
 
 from __future__ import annotations
 
+import struct
+import threading
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from swsnp.abi.ghcb import GHCB_MSR, SEV_STATUS_MSR
-from swsnp.abi.kvm import EXIT_UNION, ExitIo, ExitMmio, ExitReason, Ioctl, RunOffset
+from swsnp.abi.kvm import EXIT_UNION, ExitMmio, ExitReason, Ioctl, KvmMpState, MpState, RunOffset
+from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.abi.record import Record
-from swsnp.cpu.plain_kvm.host import LinuxKvm, checked_ioctl
+from swsnp.abi.vmsa import Vmsa
+from swsnp.abi.vmsa_registers import regs_of, sregs_of
+from swsnp.cpu.plain_kvm.host import DEVICE, checked_ioctl
 from swsnp.cpu.plain_kvm.ioctls import (
+    SYNC_GENERAL_REGS,
     HostIoctl,
     InternalError,
     KvmExitInternalError,
     KvmExitMsr,
-    KvmRegs,
-    KvmSregs,
+    KvmMsrEntry,
     KvmTranslation,
 )
 from swsnp.cpu.plain_kvm.rewrite import Site
-from swsnp.cpu.plain_kvm.vm import SYSCFG_MSR, HostVm
-from swsnp.hardware.exits import GuestAccessFault, GuestExit, Halt, ProcessorError, Shutdown, Vmgexit
+from swsnp.cpu.plain_kvm.vm import SYSCFG_MSR
+from swsnp.errors import HostError
+from swsnp.hardware.exits import (
+    GuestAccessFault,
+    GuestExit,
+    Halt,
+    Interrupted,
+    MmioAccess,
+    PortAccess,
+    ProcessorError,
+    Shutdown,
+    Vmgexit,
+)
 from swsnp.hardware.rmp import PvalidateCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from swsnp.cpu.plain_kvm.host import HostKvm
     from swsnp.cpu.plain_kvm.memory import GuestPhysicalMemory
+    from swsnp.cpu.plain_kvm.vm import HostVm
 
 __all__ = ["PlainKvmProcessor", "Start"]
 
@@ -42,8 +58,22 @@ _SYSCFG: Final = 1 << 23
 _EXIT_DATA: Final = EXIT_UNION + 8
 _MSR_VALUE: Final = EXIT_UNION + 16
 _OUT: Final = 1
-_PAGE_4K: Final = 0
 _PAGE_2M: Final = 1
+_KVM_RUN: Final = int(Ioctl.KVM_RUN)
+_VMGEXIT, _PVALIDATE, _RMPADJUST = (int(each) for each in Site)
+_LEFT_BY_VMGEXIT: Final = Vmgexit()
+_U32: Final = struct.Struct("<I")
+_U64: Final = struct.Struct("<Q")
+_IO: Final = struct.Struct("<BBHIQ")  # direction, size, port, count, data_offset
+_SYNC_REGS: Final = 304
+"""Where `struct kvm_regs` lies in `kvm_run` when the host's KVM shares it."""
+_RAX_RCX_RDX: Final = struct.Struct("<Q8xQQ")
+_RIP: Final = _SYNC_REGS + KvmRegs.offset_of("rip")
+_RFLAGS: Final = _SYNC_REGS + KvmRegs.offset_of("rflags")
+_MSR_PAT: Final = 0x277
+_MSR_MTRR_DEF_TYPE: Final = 0x2FF
+_WRITE_BACK_AND_ENABLED: Final = 0xC06
+"""Default type write-back, fixed ranges and MTRRs enabled: what firmware leaves and Linux checks."""
 _ERROR_BYTES: Final = 15
 
 _CF, _PF, _AF, _ZF, _SF, _OF = (1 << bit for bit in (0, 2, 4, 6, 7, 11))
@@ -66,31 +96,32 @@ class PlainKvmProcessor:
     """The real kind of processor.
 
     Args:
+        vm: its guest on the host's KVM; closed when the vCPU cannot be made.
         memory: the guest's memory as the hypervisor hands it out.
-        start: registers at the first instruction.
-        executable: ranges of GPAs that hold code with VMGEXIT, PVALIDATE or RMPADJUST in it; private memory.
-        host: the host's KVM.
+        vcpu: its number, also its APIC id.
+        start: registers at the first instruction; None: `load` gives them.
 
     Raises:
         HostError: the host cannot do it.
 
     Attributes:
         ghcb_msr: MSR 0xC0010130; guest code reaches it by RDMSR and WRMSR.
+        entries: how often the host's KVM was asked to run the guest.
     """
 
     def __init__(
-        self,
-        memory: GuestPhysicalMemory,
-        *,
-        start: Start,
-        executable: Iterable[range] = (),
-        host: HostKvm | None = None,
+        self, vm: HostVm, memory: GuestPhysicalMemory, *, vcpu: int = 0, start: Start | None = None
     ) -> None:
         self.ghcb_msr = 0
+        self.entries = 0
         self._memory = memory
-        self._host = host if host is not None else LinuxKvm()
-        self._vm = HostVm(self._host, memory, tuple(executable))
+        self._host = vm.host
+        self._vm = vm
         self._unfinished: Callable[[], None] | None = None
+        self._answer: tuple[int, int] | None = None
+        self._thread: int | None = None
+        self._interrupted = False
+        self._is_ap = vcpu > 0
         self._exits: Final[dict[int, Callable[[], GuestExit | None]]] = {
             ExitReason.IO: self._io,
             ExitReason.HLT: Halt,
@@ -101,13 +132,40 @@ class PlainKvmProcessor:
             ExitReason.X86_WRMSR: self._wrmsr,
         }
         try:
-            self._vcpu, self._run = self._vm.create_vcpu(0)
-            reset = self._get(HostIoctl.KVM_GET_SREGS, KvmSregs)
-            self._set(HostIoctl.KVM_SET_SREGS, start.sregs(reset, self._vm.c_bit))
-            self._set(HostIoctl.KVM_SET_REGS, start.regs())
+            self._vcpu, self._run = self._vm.create_vcpu(vcpu)
+            self._shares_registers = self._vm.shares_registers()
+            if self._shares_registers:
+                _U64.pack_into(self._run, RunOffset.VALID_REGS, SYNC_GENERAL_REGS)
+            if start is not None:
+                reset = self._get(Ioctl.KVM_GET_SREGS, KvmSregs)
+                self._set(Ioctl.KVM_SET_SREGS, start.sregs(reset, self._vm.c_bit))
+                self._set(Ioctl.KVM_SET_REGS, start.regs())
         except BaseException:
             self._vm.close()
             raise
+
+    def load(self, vmsa: bytes) -> None:
+        """Start from a VMSA page: registers and page attribute table, memory types as firmware leaves them.
+
+        Debug and floating-point registers, XCR0 and the rest stay as after reset.
+        """
+        state = Vmsa.parse(vmsa)
+        reset = self._get(Ioctl.KVM_GET_SREGS, KvmSregs)
+        self._set(Ioctl.KVM_SET_SREGS, sregs_of(state, reset))
+        self._set(Ioctl.KVM_SET_REGS, regs_of(state))
+        if self._vm.whole_kernel:
+            self._set_msrs({_MSR_PAT: state.g_pat, _MSR_MTRR_DEF_TYPE: _WRITE_BACK_AND_ENABLED})
+            if self._is_ap:
+                runnable = KvmMpState(mp_state=MpState.RUNNABLE)
+                self._set(Ioctl.KVM_SET_MP_STATE, runnable)
+        self._unfinished = self._answer = None
+
+    def _set_msrs(self, values: dict[int, int]) -> None:
+        entries = b"".join(bytes(KvmMsrEntry(index=index, data=value)) for index, value in values.items())
+        argument = bytearray(len(values).to_bytes(8, "little") + entries)
+        done = checked_ioctl(self._host, self._vcpu, HostIoctl.KVM_SET_MSRS, argument)
+        if done != len(values):
+            raise HostError(f"{DEVICE}: KVM_SET_MSRS: {done} of {len(values)} done; remedy: a KVM of x86-64")
 
     @property
     def sites(self) -> dict[int, Site]:
@@ -118,13 +176,35 @@ class PlainKvmProcessor:
         """Rewrite code that appeared after the first run; see `HostVm.rewrite`."""
         return self._vm.rewrite(code)
 
+    @property
+    def rip(self) -> int:
+        """Where the guest was left."""
+        if self._shares_registers:
+            rip: int = _U64.unpack_from(self._run, _RIP)[0]
+            return rip
+        return self.regs().rip
+
     def regs(self) -> KvmRegs:
         """The general registers, for people and tests."""
-        return self._get(HostIoctl.KVM_GET_REGS, KvmRegs)
+        return self._get(Ioctl.KVM_GET_REGS, KvmRegs)
 
     def close(self) -> None:
         """Give the host's descriptors back; the guest cannot run any more."""
         self._vm.close()
+
+    def interrupt(self) -> None:
+        """Make `run` return `Interrupted`, this one or the next."""
+        self._interrupted = True
+        self._run[RunOffset.IMMEDIATE_EXIT] = 1
+        if (thread := self._thread) is not None:
+            self._host.interrupt(thread)
+
+    def complete(self, data: bytes) -> None:
+        """Give the access that the last `run` left with what was read, if it was a read."""
+        if self._answer is not None:
+            offset, size = self._answer
+            self._run[offset : offset + size] = data
+            self._answer = None
 
     def run(self) -> GuestExit:
         """Run guest code until it leaves.
@@ -135,6 +215,7 @@ class PlainKvmProcessor:
             HostError: the host's KVM refused what this processor needs beside running code.
         """
         self._vm.prepare()
+        self._thread = threading.get_ident()
         try:
             while True:
                 if self._unfinished is not None:
@@ -144,16 +225,25 @@ class PlainKvmProcessor:
                     return left
         except GuestAccessFault as fault:
             return fault.reason
+        finally:
+            self._thread = None
 
     def _enter(self) -> GuestExit | None:
         """One KVM_RUN; None when the guest can go on."""
+        self.entries += 1
         try:
-            self._host.ioctl(self._vcpu, Ioctl.KVM_RUN)
+            self._host.ioctl(self._vcpu, _KVM_RUN)
         except InterruptedError:
+            self._run[RunOffset.IMMEDIATE_EXIT] = 0
+            if self._interrupted:
+                self._interrupted = False
+                return Interrupted()
+            return None
+        except BlockingIOError:  # EAGAIN: an AP that has not been started yet, or was just woken
             return None
         except OSError as error:
             return self._error(0, f"KVM_RUN: {error.strerror or error}")
-        reason = int.from_bytes(self._run[RunOffset.EXIT_REASON : RunOffset.EXIT_REASON + 4], "little")
+        reason = _U32.unpack_from(self._run, RunOffset.EXIT_REASON)[0]
         handler = self._exits.get(reason)
         if handler is None:
             return self._error(InternalError.UNEXPECTED_EXIT_REASON, f"exit reason {reason}")
@@ -162,25 +252,32 @@ class PlainKvmProcessor:
     # exits
 
     def _io(self) -> GuestExit | None:
-        io = self._exit(ExitIo)
-        if io.direction == _OUT and io.size == 1:
-            if io.port == Site.VMGEXIT:
-                return Vmgexit()
-            if io.port == Site.PVALIDATE:
+        direction, size, port, count, offset = _IO.unpack_from(self._run, EXIT_UNION)
+        if direction == _OUT and size == 1:
+            if port == _VMGEXIT:
+                return _LEFT_BY_VMGEXIT
+            if port == _PVALIDATE:
                 self._unfinished = self._pvalidate
                 return None
-            if io.port == Site.RMPADJUST:
+            if port == _RMPADJUST:
                 self._unfinished = self._rmpadjust
                 return None
-        direction = "OUT to" if io.direction == _OUT else "IN from"
-        return self._error(
-            InternalError.UNEXPECTED_EXIT_REASON, f"{direction} port {io.port:#x}: no device answers"
-        )
+        length = size * count
+        if direction == _OUT:
+            data = bytes(self._run[offset : offset + length])
+            return PortAccess(read=False, size=size, port=port, count=count, data=data)
+        self._answer = offset, length
+        return PortAccess(read=True, size=size, port=port, count=count)
 
-    def _mmio(self) -> None:
-        """An access where no slot is: the memory's own check decides, and may allow it by now."""
+    def _mmio(self) -> GuestExit | None:
+        """An access where no slot is: a device's, or one for the memory's own check, which may allow it."""
         mmio = self._exit(ExitMmio)
         gpa, private = self._vm.planes.split(mmio.phys_addr)
+        if not private and not self._vm.planes.is_memory(gpa):
+            if mmio.is_write:
+                return MmioAccess(gpa, mmio.len, mmio.data[: mmio.len])
+            self._answer = _EXIT_DATA, mmio.len
+            return MmioAccess(gpa, mmio.len)
 
         def access() -> None:
             if mmio.is_write:
@@ -190,6 +287,7 @@ class PlainKvmProcessor:
                 self._run[_EXIT_DATA : _EXIT_DATA + mmio.len] = data
 
         self._unfinished = access
+        return None
 
     def _rdmsr(self) -> None:
         msr = self._exit(KvmExitMsr)
@@ -216,36 +314,51 @@ class PlainKvmProcessor:
 
     def _pvalidate(self) -> None:
         """PVALIDATE: RAX is the linear address, ECX the page size, EDX[0] the new state."""
-        regs = self.regs()
-        size = regs.rcx & 0xFFFFFFFF
-        code, carry = (
-            self._memory.pvalidate(self._page_of(regs.rax, "PVALIDATE"), validate=bool(regs.rdx & 1))
-            if size == _PAGE_4K
-            else (_refused_size(size), False)
-        )
-        self._finish(regs, code, carry=carry)
+        rax, rcx, rdx = self._operands()
+        size = rcx & 0xFFFFFFFF
+        if size > _PAGE_2M:
+            self._finish(PvalidateCode.FAIL_INPUT, carry=False)
+            return
+        gpa = self._page_of(rax, "PVALIDATE")
+        self._finish(*self._memory.pvalidate(gpa, validate=bool(rdx & 1), page_size=size))
 
     def _rmpadjust(self) -> None:
         """RMPADJUST: RAX is the linear address, RCX the page size, RDX VMPL, permissions and VMSA bit."""
-        regs = self.regs()
-        size = regs.rcx & 0xFFFFFFFF
-        code = (
-            self._memory.rmpadjust(
-                self._page_of(regs.rax, "RMPADJUST"),
-                vmpl=regs.rdx & 0xFF,
-                permissions=regs.rdx >> 8 & 0xFF,
-                vmsa=bool(regs.rdx >> 16 & 1),
-            )
-            if size == _PAGE_4K
-            else _refused_size(size)
+        rax, rcx, rdx = self._operands()
+        size = rcx & 0xFFFFFFFF
+        if size > _PAGE_2M:
+            self._finish(PvalidateCode.FAIL_INPUT, carry=False)
+            return
+        code = self._memory.rmpadjust(
+            self._page_of(rax, "RMPADJUST"),
+            vmpl=rdx & 0xFF,
+            permissions=rdx >> 8 & 0xFF,
+            vmsa=bool(rdx >> 16 & 1),
+            page_size=size,
         )
-        self._finish(regs, code, carry=False)  # UNVERIFIED: RMPADJUST clears CF
+        self._finish(code, carry=False)  # UNVERIFIED: RMPADJUST clears CF
 
-    def _finish(self, regs: KvmRegs, code: int, *, carry: bool) -> None:
+    def _operands(self) -> tuple[int, int, int]:
+        """RAX, RCX and RDX."""
+        if self._shares_registers:
+            rax, rcx, rdx = _RAX_RCX_RDX.unpack_from(self._run, _SYNC_REGS)
+            return rax, rcx, rdx
+        regs = self.regs()
+        return regs.rax, regs.rcx, regs.rdx
+
+    def _finish(self, code: int, carry: bool) -> None:
         """Return code in EAX and the flags that follow from it; KVM itself steps over the OUT."""
         parity = _PF if (code & 0xFF).bit_count() % 2 == 0 else 0
         flags = parity | (0 if code else _ZF) | (_CF if carry else 0)
-        self._set(HostIoctl.KVM_SET_REGS, regs.but(rax=code, rflags=regs.rflags & ~_STATUS_FLAGS | flags))
+        if self._shares_registers:
+            run = self._run
+            _U64.pack_into(run, _SYNC_REGS, code)
+            old = _U64.unpack_from(run, _RFLAGS)[0]
+            _U64.pack_into(run, _RFLAGS, old & ~_STATUS_FLAGS | flags)
+            _U64.pack_into(run, RunOffset.DIRTY_REGS, SYNC_GENERAL_REGS)
+            return
+        regs = self.regs()
+        self._set(Ioctl.KVM_SET_REGS, regs.but(rax=code, rflags=regs.rflags & ~_STATUS_FLAGS | flags))
 
     def _page_of(self, linear: int, instruction: str) -> int:
         """GPA of the page at a linear address.
@@ -281,15 +394,10 @@ class PlainKvmProcessor:
     def _exit(self, kind: type[_R]) -> _R:
         return kind.parse_at(self._run, EXIT_UNION)
 
-    def _get(self, request: HostIoctl, kind: type[_R]) -> _R:
+    def _get(self, request: Ioctl, kind: type[_R]) -> _R:
         argument = bytearray(kind.SIZE)
         checked_ioctl(self._host, self._vcpu, request, argument)
         return kind.parse(argument)
 
-    def _set(self, request: HostIoctl, state: Record) -> None:
+    def _set(self, request: Ioctl, state: Record) -> None:
         checked_ioctl(self._host, self._vcpu, request, bytearray(bytes(state)))
-
-
-def _refused_size(size: int) -> int:
-    """The code for a page size other than 4 KiB: the guest's memory has RMP entries of 4 KiB only."""
-    return PvalidateCode.FAIL_SIZEMISMATCH if size == _PAGE_2M else PvalidateCode.FAIL_INPUT

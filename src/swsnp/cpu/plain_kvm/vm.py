@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.ghcb import GHCB_MSR
 from swsnp.abi.kvm import Ioctl, KvmEnableCap
-from swsnp.cpu.plain_kvm.cpuid import c_bit_of, pack_leaves, snp_leaves, supported_leaves
+from swsnp.cpu.plain_kvm.cpuid import c_bit_of, leaves_of_vcpu, pack_leaves, snp_leaves, supported_leaves
 from swsnp.cpu.plain_kvm.host import DEVICE, address_of, checked_ioctl
 from swsnp.cpu.plain_kvm.ioctls import (
     API_VERSION,
     MSR_EXIT_REASON_FILTER,
     MSR_FILTER_RANGES,
+    SYNC_GENERAL_REGS,
     HostCapability,
     HostIoctl,
+    KvmIrqLevel,
     KvmMsrFilterRange,
+    KvmPitConfig,
     MsrFilterFlag,
+    OptionalCapability,
 )
 from swsnp.cpu.plain_kvm.memory import Planes
 from swsnp.cpu.plain_kvm.rewrite import Rewrites
+from swsnp.cpu.plain_kvm.whole_planes import WholePlanes
 from swsnp.errors import HostError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from swsnp.cpu.plain_kvm.host import HostKvm
-    from swsnp.cpu.plain_kvm.memory import GuestPhysicalMemory
+    from swsnp.cpu.plain_kvm.ioctls import KvmCpuidEntry
+    from swsnp.cpu.plain_kvm.memory import GuestPhysicalMemory, PlanesBase
 
 __all__ = ["SYSCFG_MSR", "HostVm", "c_bit_position", "check_host"]
 
 SYSCFG_MSR: Final = 0xC0010010
+_TSS_GPA: Final = 0xFFFB_D000
+"""Three pages that Intel's virtualization needs in real mode, where no firmware is."""
+_IDENTITY_MAP_GPA: Final = 0xFFFB_C000
+_PIT_WITH_SPEAKER: Final = 1
 
 
 def check_host(host: HostKvm, kvm: int) -> None:
@@ -80,15 +93,29 @@ class HostVm:
         host: the host's KVM.
         memory: what the hypervisor hands its processors.
         executable: ranges of GPAs in private memory that hold code; they are rewritten before the first run.
+        vcpus: how many there will be.
+        whole_kernel: for a kernel rather than a few instructions: an interrupt controller and a timer of
+            KVM's own, and memory as `WholePlanes` has it.
     """
 
-    def __init__(self, host: HostKvm, memory: GuestPhysicalMemory, executable: tuple[range, ...]) -> None:
-        self._host = host
+    def __init__(
+        self,
+        host: HostKvm,
+        memory: GuestPhysicalMemory,
+        executable: Iterable[range] = (),
+        *,
+        vcpus: int = 1,
+        whole_kernel: bool = False,
+    ) -> None:
+        self.host: Final = host
+        self.whole_kernel: Final = whole_kernel
         self._fds: list[int] = []
         # nobody closes a vCPU of a VM that was simply dropped
         self._end: Final = weakref.finalize(self, _close_all, host, self._fds)
-        self._executable = executable
+        self._executable = tuple(executable)
         self._rewritten = False
+        self._vcpus = vcpus
+        self._lock = threading.Lock()
         self.rewrites: Final = Rewrites()
         try:
             self._kvm = self._keep(open_device(host))
@@ -96,8 +123,12 @@ class HostVm:
             self._leaves = snp_leaves(supported_leaves(host, self._kvm))
             self.c_bit: Final = c_bit_of(self._leaves)
             self._vm = self._keep(checked_ioctl(host, self._kvm, Ioctl.KVM_CREATE_VM))
+            if whole_kernel:
+                self._create_interrupt_controller()
             self._leave_for_msrs()
-            self.planes: Final = Planes(host, self._vm, memory, self.c_bit)
+            planes = WholePlanes if whole_kernel else Planes
+            self.planes: Final[PlanesBase] = planes(host, self._vm, memory, self.c_bit)
+            self._memory = memory
         except BaseException:
             self.close()
             raise
@@ -106,12 +137,36 @@ class HostVm:
         self._fds.append(fd)
         return fd
 
+    def _create_interrupt_controller(self) -> None:
+        """Local APICs, IOAPIC, PICs and the timer, all KVM's own; GPAs below 4 GiB for Intel's needs."""
+        for capability in (OptionalCapability.IRQCHIP, OptionalCapability.PIT2):
+            if checked_ioctl(self.host, self._kvm, Ioctl.KVM_CHECK_EXTENSION, capability) <= 0:
+                raise HostError(
+                    f"{DEVICE}: no KVM_CAP_{capability.name} ({capability.value}); remedy: a KVM of x86-64"
+                )
+        checked_ioctl(self.host, self._vm, HostIoctl.KVM_SET_TSS_ADDR, _TSS_GPA)
+        identity_map = bytearray(_IDENTITY_MAP_GPA.to_bytes(8, "little"))
+        checked_ioctl(self.host, self._vm, HostIoctl.KVM_SET_IDENTITY_MAP_ADDR, identity_map)
+        checked_ioctl(self.host, self._vm, HostIoctl.KVM_CREATE_IRQCHIP)
+        pit = bytearray(bytes(KvmPitConfig(flags=_PIT_WITH_SPEAKER)))
+        checked_ioctl(self.host, self._vm, HostIoctl.KVM_CREATE_PIT2, pit)
+
+    def interrupt_line(self, number: int) -> Callable[[bool], None]:
+        """A line of the interrupt controller: called with its level, by any thread."""
+        host, vm = self.host, self._vm
+
+        def line(level: bool) -> None:
+            wanted = bytearray(bytes(KvmIrqLevel(irq=number, level=int(level))))
+            checked_ioctl(host, vm, HostIoctl.KVM_IRQ_LINE, wanted)
+
+        return line
+
     def _leave_for_msrs(self) -> None:
         """Make the MSRs of SEV exits; every other MSR is KVM's own affair."""
         capability = KvmEnableCap(
             cap=HostCapability.X86_USER_SPACE_MSR, args=(MSR_EXIT_REASON_FILTER, 0, 0, 0)
         )
-        checked_ioctl(self._host, self._vm, Ioctl.KVM_ENABLE_CAP, bytearray(bytes(capability)))
+        checked_ioctl(self.host, self._vm, Ioctl.KVM_ENABLE_CAP, bytearray(bytes(capability)))
         deny = bytearray(8)
         # the GHCB MSR and SEV_STATUS are neighbours
         both = MsrFilterFlag.READ | MsrFilterFlag.WRITE
@@ -121,25 +176,39 @@ class HostVm:
         ]
         ranges += [KvmMsrFilterRange()] * (MSR_FILTER_RANGES - len(ranges))
         argument = bytearray(8) + b"".join(map(bytes, ranges))  # default: allow what no range denies
-        checked_ioctl(self._host, self._vm, HostIoctl.KVM_X86_SET_MSR_FILTER, argument)
+        checked_ioctl(self.host, self._vm, HostIoctl.KVM_X86_SET_MSR_FILTER, argument)
+
+    @property
+    def leaves(self) -> tuple[KvmCpuidEntry, ...]:
+        """What CPUID tells the boot processor."""
+        return leaves_of_vcpu(self._leaves, 0, self._vcpus)
 
     def create_vcpu(self, vcpu: int) -> tuple[int, memoryview]:
         """A vCPU with an SNP guest's CPUID: its descriptor, and the memory that kvm_run starts."""
-        fd = self._keep(checked_ioctl(self._host, self._vm, Ioctl.KVM_CREATE_VCPU, vcpu))
-        checked_ioctl(self._host, fd, HostIoctl.KVM_SET_CPUID2, pack_leaves(self._leaves))
-        size = checked_ioctl(self._host, self._kvm, Ioctl.KVM_GET_VCPU_MMAP_SIZE)
-        return fd, self._host.map(fd, size)
+        fd = self._keep(checked_ioctl(self.host, self._vm, Ioctl.KVM_CREATE_VCPU, vcpu))
+        leaves = leaves_of_vcpu(self._leaves, vcpu, self._vcpus)
+        checked_ioctl(self.host, fd, HostIoctl.KVM_SET_CPUID2, pack_leaves(leaves))
+        size = checked_ioctl(self.host, self._kvm, Ioctl.KVM_GET_VCPU_MMAP_SIZE)
+        return fd, self.host.map(fd, size)
+
+    def shares_registers(self) -> bool:
+        """Whether the host's KVM leaves the general registers in `kvm_run`."""
+        found = checked_ioctl(self.host, self._kvm, Ioctl.KVM_CHECK_EXTENSION, OptionalCapability.SYNC_REGS)
+        return bool(found & SYNC_GENERAL_REGS)
 
     def prepare(self) -> None:
         """Before the guest is entered: memory as it is now, and at the first time the code rewritten.
 
         The launch is over only then, so that what was measured is the code as it was given.
         """
-        self.planes.refresh()
+        if self.planes.generation != self._memory.generation:
+            self.planes.refresh()
         if not self._rewritten:
-            self._rewritten = True
-            for code in self._executable:
-                self.rewrite(code)
+            with self._lock:
+                if not self._rewritten:
+                    for code in self._executable:
+                        self.rewrite(code)
+                    self._rewritten = True
 
     def rewrite(self, code: range) -> int:
         """Rewrite code that lies in private memory: for code that appears after the first run, call it again.

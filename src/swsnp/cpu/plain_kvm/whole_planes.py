@@ -1,0 +1,128 @@
+"""Guest memory for a whole kernel: slots of the host's KVM that never change.
+
+Hardware treats page tables, instruction fetches and everything without paging as private, whatever the C-bit.
+A kernel relies on that: its real-mode trampoline runs without page tables, and entries of upper tables lack
+the C-bit. Here addresses without the C-bit therefore show a page's private bytes as long as the page is
+private, and its shared bytes once it has been converted. Addresses with the C-bit show the private bytes.
+
+What `memory.Planes` reports as a nested page fault reaches memory here: a private page without the C-bit, or
+the private bytes (zeros) of a shared page. That is the price of conversions without a change of KVM's slots,
+which would stop every vCPU and throw away the host's page tables.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from swsnp.abi.kvm import MemoryAttribute
+from swsnp.cpu.plain_kvm.host import address_of
+from swsnp.cpu.plain_kvm.memory import PlanesBase, Window
+from swsnp.errors import HostError
+from swsnp.hardware.memory import PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from swsnp.cpu.plain_kvm.host import HostKvm
+    from swsnp.cpu.plain_kvm.memory import GuestPhysicalMemory, MemorySlot
+
+__all__ = ["WholePlanes"]
+
+_MAP_NORESERVE: Final = 0x4000
+
+
+@dataclass(slots=True)
+class _Ram:
+    """One memslot of the hypervisor; `shown` are the runs that are shared at plain addresses, by GPA."""
+
+    gpa: int
+    private: memoryview
+    shared: memoryview
+    plain: memoryview
+    shown: list[tuple[int, int]]
+
+
+class WholePlanes(PlanesBase):
+    """Both planes of every slot, mapped as a whole; both have to be `SystemMemory` that is shareable."""
+
+    def __init__(self, host: HostKvm, vm: int, memory: GuestPhysicalMemory, c_bit: int) -> None:
+        super().__init__(host, vm, memory, c_bit)
+        self._ram: list[_Ram] = []
+        self._lock = threading.Lock()
+
+    def refresh(self) -> None:
+        """Show plain addresses as the attributes are now.
+
+        Raises:
+            HostError: the host's KVM or its kernel refused.
+        """
+        with self._lock:
+            self.generation = self._memory.generation
+            if not self._ram:
+                self._ram = [self._map(number, slot) for number, slot in enumerate(self._memory.slots())]
+            for ram in self._ram:
+                self._show(ram)
+
+    def _map(self, number: int, slot: MemorySlot) -> _Ram:
+        private, shared = slot.private_view, slot.shared_view
+        if private is None or shared is None or len(shared) != slot.size:
+            raise HostError(f"memory at {slot.gpa:#x}: wanted both planes mapped as a whole")
+        area = mmap.mmap(-1, slot.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        ram = _Ram(slot.gpa, private, shared, memoryview(area), [])
+        self._alias(ram, ram.private, slot.gpa, slot.gpa + slot.size)
+        self._set(2 * number, slot.gpa, slot.size, address_of(ram.plain))
+        self._set(2 * number + 1, slot.gpa | self.private_bit, slot.size, address_of(ram.private))
+        return ram
+
+    def _show(self, ram: _Ram) -> None:
+        wanted = list(self._shared_runs(ram))
+        if wanted == ram.shown:
+            return
+        for start, end in _without(ram.shown, wanted):
+            self._alias(ram, ram.private, start, end)
+        for start, end in _without(wanted, ram.shown):
+            self._alias(ram, ram.shared, start, end)
+        ram.shown = wanted
+
+    def _shared_runs(self, ram: _Ram) -> Iterator[tuple[int, int]]:
+        at, end = ram.gpa, ram.gpa + len(ram.plain)
+        while at < end:
+            _, gfn, attributes = self._memory.attributes.run(at // PAGE)
+            upto = min(end, gfn * PAGE)
+            if not attributes & MemoryAttribute.PRIVATE:
+                yield at, upto
+            at = upto
+
+    def _alias(self, ram: _Ram, plane: memoryview, start: int, end: int) -> None:
+        offset = start - ram.gpa
+        try:
+            self._host.alias(address_of(plane[offset:]), end - start, address_of(ram.plain[offset:]))
+        except OSError as error:
+            raise HostError(
+                f"memory at {start:#x}: mremap: {error.strerror or error}; remedy: raise vm.max_map_count"
+            ) from error
+
+    def windows(self, address: int, size: int) -> Iterator[tuple[int, memoryview]]:
+        """As `Planes`."""
+        for ram in self._ram:
+            for window in (Window(ram.gpa, ram.plain), Window(ram.gpa | self.private_bit, ram.private)):
+                if (part := window.part(address, size)) is not None:
+                    yield part
+
+
+def _without(runs: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What of `runs` no run of `others` covers; both rise and do not touch."""
+    for start, end in runs:
+        for other_start, other_end in others:
+            if other_end <= start:
+                continue
+            if other_start >= end:
+                break
+            if start < other_start:
+                yield start, other_start
+            start = max(start, other_end)
+        if start < end:
+            yield start, end
