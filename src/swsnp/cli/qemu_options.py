@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ACCELERATORS", "QemuOptions", "SnpGuest", "parse_qemu_options"]
 
-ACCELERATORS: Final = ("builtin",)
+ACCELERATORS: Final = ("builtin", "kvm")
 _DEFAULT_MEMORY: Final = 128 << 20
+_DEFAULT_CPU: Final = "EPYC-Milan"
+"""Of a guest that starts with -kernel alone."""
 _MIB: Final = 1 << 20
 _CPU_MODELS: Final = {
     "EPYC-Milan": Product.MILAN,
@@ -42,10 +44,13 @@ _CPU_MODELS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnpGuest:
-    """The `sev-snp-guest` object. `certs_timeout_s` in seconds, `certs_path` None when there is no blob."""
+    """The `sev-snp-guest` object. `certs_timeout_s` in seconds, `certs_path` None when there is no blob.
+
+    `cbitpos` None: the host's, whatever it is.
+    """
 
     id: str
-    cbitpos: int
+    cbitpos: int | None
     reduced_phys_bits: int
     sev_device: str = "/dev/sev"
     kernel_hashes: bool = False
@@ -62,7 +67,10 @@ class SnpGuest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QemuOptions:
-    """A parsed command line. `memory_size` in bytes; `bios`, `kernel`, `initrd` None when not given."""
+    """A parsed command line. `memory_size` in bytes; `bios`, `kernel`, `initrd` None when not given.
+
+    `serial` is "stdio", or "file:" and a name: a copy of what the guest's console shows.
+    """
 
     name: str
     cpus: int
@@ -76,11 +84,14 @@ class QemuOptions:
     kernel: Path | None
     initrd: Path | None
     append: str
+    serial: str
+    no_reboot: bool
     snp: SnpGuest
 
     def vm_config(self) -> VmConfig:
         """The VM that this command line describes; every request reads the certificate file afresh."""
         snp = self.snp
+        cbitpos = MODEL_CBITPOS if snp.cbitpos is None else snp.cbitpos
         certs = None
         if snp.certs_path is not None:
             certs = BlobFile(snp.certs_path, timeout_s=snp.certs_timeout_s)
@@ -97,9 +108,9 @@ class QemuOptions:
             gosvw=snp.gosvw,
             certs=certs,
             sev_device=snp.sev_device,
-            cbitpos=snp.cbitpos,
+            cbitpos=cbitpos,
             reduced_phys_bits=snp.reduced_phys_bits,
-            host_cbitpos=snp.cbitpos,  # compared with the host's when the line was parsed
+            host_cbitpos=cbitpos,  # compared with the host's when the line was parsed, or when it is known
         )
 
 
@@ -157,8 +168,10 @@ _OPTIONS: Final[Mapping[str, tuple[str, Mapping[str, Converter]]]] = {
 }
 """Option: the key that its first item may leave out, and its properties."""
 _ALIASES: Final = {"M": "machine"}
-_PLAIN: Final = ("bios", "kernel", "initrd", "append")
+_PLAIN: Final = ("bios", "kernel", "initrd", "append", "serial")
 """Options whose value is no list; commas in it are commas."""
+_FLAGS: Final = ("no-reboot", "nographic")
+"""Options without a value; the second is what there is anyway."""
 
 
 def _convert(found: Mapping[str, str], known: Mapping[str, Converter], where: str) -> dict[str, Any]:
@@ -196,9 +209,12 @@ def _options(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, 
     for word in words:
         name = word[2:] if word.startswith("--") else word[1:]
         name = _ALIASES.get(name, name)
-        if not word.startswith("-") or name not in (*_OPTIONS, "object", *_PLAIN):
-            known = ", ".join(f"-{each}" for each in (*_OPTIONS, "object", *_PLAIN))
+        if not word.startswith("-") or name not in (*_OPTIONS, "object", *_PLAIN, *_FLAGS):
+            known = ", ".join(f"-{each}" for each in (*_OPTIONS, "object", *_PLAIN, *_FLAGS))
             raise UsageError(f"unknown option {word!r}; known are {known}")
+        if name in _FLAGS:
+            options[name] = {}
+            continue
         if (value := next(words, None)) is None:
             raise UsageError(f"-{name}: wants a value")
         if name == "object":
@@ -231,13 +247,15 @@ def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS
         UsageError: anything that QEMU would refuse, or that is not modelled: option, property, got, wanted.
     """
     options, objects = _options(argv)
-    machine = options.get("machine", {})
+    loaded = _loaded({name: options[name]["text"] for name in _PLAIN if name in options})
+    direct = loaded["kernel"] is not None and loaded["bios"] is None
+    machine = options.get("machine", {"type": "q35"} if direct else {})
     smp = options.get("smp", {})
     maxcpus = smp.get("maxcpus", smp.get("cpus", 1))
     cpus = smp.get("cpus", maxcpus)
     if maxcpus < cpus:
         raise UsageError(f"-smp: maxcpus {maxcpus}, wanted at least cpus, {cpus}")
-    cpu_model = options.get("cpu", {}).get("model", "")
+    cpu_model = options.get("cpu", {}).get("model", _DEFAULT_CPU if direct else "")
     return QemuOptions(
         name=options.get("name", {}).get("guest", "vm0"),
         cpus=cpus,
@@ -245,22 +263,26 @@ def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS
         cpu_model=cpu_model,
         product=_product(cpu_model),
         machine=_machine_type(machine),
-        accelerator=_accelerator(options.get("accel", {}).get("accel", ACCELERATORS[0])),
+        accelerator=_accelerator(options.get("accel", {}).get("accel", ACCELERATORS[direct]), direct=direct),
         memory_size=_memory_size(machine, options.get("m", {}), objects),
-        snp=_snp_guest(machine, objects, host_cbitpos),
-        **_loaded({name: options[name]["text"] for name in _PLAIN if name in options}),
+        snp=_snp_guest(machine, objects, None if direct else host_cbitpos),
+        no_reboot="no-reboot" in options,
+        **loaded,
     )
 
 
 def _loaded(texts: Mapping[str, str]) -> dict[str, Any]:
-    """-bios, -kernel, -initrd and -append; QEMU's rules, and that a kernel comes with a firmware for it."""
+    """-bios, -kernel, -initrd, -append and -serial; what QEMU wants of them together."""
     for name in ("initrd", "append"):
         if name in texts and "kernel" not in texts:
             raise UsageError(f"-{name}: only allowed with -kernel")
-    if "kernel" in texts and "bios" not in texts:
-        raise UsageError("-kernel: -bios is missing: the firmware that would start the kernel")
+    serial = texts.get("serial", "stdio")
+    if serial.removeprefix("mon:") != "stdio" and not serial.removeprefix("file:").strip():
+        raise UsageError("-serial: wanted a file's name behind file:")
+    if serial.removeprefix("mon:") != "stdio" and not serial.startswith("file:"):
+        raise UsageError(f"-serial: got {serial!r}, wanted stdio, mon:stdio or file:NAME")
     files = {name: Path(texts[name]) if name in texts else None for name in ("bios", "kernel", "initrd")}
-    return {**files, "append": texts.get("append", "")}
+    return {**files, "append": texts.get("append", ""), "serial": serial}
 
 
 def _product(cpu_model: str) -> Product:
@@ -278,9 +300,12 @@ def _machine_type(machine: Mapping[str, Any]) -> str:
     return kind
 
 
-def _accelerator(name: str) -> str:
+def _accelerator(name: str, *, direct: bool) -> str:
     if name not in ACCELERATORS:
         raise UsageError(f"-accel: got {name!r}, wanted one of {', '.join(ACCELERATORS)}")
+    if (name == "kvm") != direct:
+        wanted = "kvm with -kernel and no -bios" if direct else "builtin, or -kernel without -bios"
+        raise UsageError(f"-accel: got {name!r}, wanted {wanted}")
     return name
 
 
@@ -315,15 +340,20 @@ def _memory_size(
 
 
 def _snp_guest(
-    machine: Mapping[str, Any], objects: Mapping[str, tuple[str, dict[str, Any]]], host_cbitpos: int
+    machine: Mapping[str, Any], objects: Mapping[str, tuple[str, dict[str, Any]]], host_cbitpos: int | None
 ) -> SnpGuest:
+    """The SNP guest; `host_cbitpos` None: `cbitpos` may be left out, and is judged when the host is known."""
+    if "confidential-guest-support" not in machine and host_cbitpos is None:
+        return SnpGuest(id="sev0", cbitpos=None, reduced_phys_bits=1)
     if "confidential-guest-support" not in machine:
         raise UsageError("-machine: property 'confidential-guest-support' is missing; only SNP guests run")
     values = dict(_referred(machine, "confidential-guest-support", "sev-snp-guest", objects))
     where = f"-object sev-snp-guest,id={values['id']}"
+    if host_cbitpos is None:
+        values = {"cbitpos": None, "reduced-phys-bits": 1, **values}
     if "reduced-phys-bits" not in values:
         raise UsageError(f"{where}: property 'reduced-phys-bits' is missing, wanted 1..63")
-    if (cbitpos := values.setdefault("cbitpos", 0)) != host_cbitpos:
+    if (cbitpos := values.setdefault("cbitpos", 0)) != host_cbitpos and host_cbitpos is not None:
         raise UsageError(f"{where}: property 'cbitpos': got {cbitpos}, wanted the host's {host_cbitpos}")
     if "certs-path" in values and "certs-filename" in values:
         raise UsageError(f"{where}: 'certs-path' and 'certs-filename' are the same property; give one")

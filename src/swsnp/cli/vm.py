@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swsnp.cli import BAD_VERDICT, GOOD, common
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _QEMU_HELP = """QEMU's options, as on its command line: -smp, -cpu, -machine, -object, -accel, -m, -name,
--bios, -kernel, -initrd, -append. The firmware of -bios is launched and measured page by page, and
-not executed: the built-in guest stands in for it.
-Example:
+-bios, -kernel, -initrd, -append, -serial, -no-reboot, -nographic.
+The firmware of -bios is launched and measured page by page, and not executed: the built-in guest
+stands in for it. With -kernel and no -bios the kernel really runs, as an SNP guest on the host's
+/dev/kvm; its memory is neither encrypted nor hidden from the host.
+Examples:
+  swsnp vm -kernel vmlinuz -initrd initrd.img -append console=ttyS0 -m 512M -no-reboot
   swsnp vm -smp 4 -cpu EPYC-Milan-v2
     -machine q35,confidential-guest-support=sev0,memory-backend=ram1
     -object memory-backend-memfd,id=ram1,size=4G,share=true,reserve=false
@@ -33,6 +37,10 @@ def run(arguments: Sequence[str]) -> int:
     from swsnp.cli.qemu_options import parse_qemu_options
 
     options = parse_qemu_options(qemu)
+    if options.kernel is not None and options.bios is None:
+        from swsnp.cli.vm_kernel import run_kernel
+
+        return run_kernel(ours, options)
     shown = _attest(ours, options)
     if ours.json:
         print(json.dumps(shown, indent=2))
@@ -49,6 +57,7 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--count", type=common.positive, default=1, metavar="N", help="reports to ask for (default: 1)"
     )
     command.add_argument("--json", action="store_true", help="machine-readable output")
+    _add_kernel_options(command)
     return command.parse_known_args(arguments)
 
 
@@ -118,3 +127,15 @@ def _as_lines(shown: dict[str, Any]) -> list[str]:
     for number, each in enumerate(shown["reports"], 1):
         lines.append(f"report {number}: status {each['status']:#x}, {len(each['report']) // 2} bytes")
     return lines
+
+
+def _add_kernel_options(command: argparse.ArgumentParser) -> None:
+    """What `swsnp vm` takes beside QEMU's options when it starts a kernel."""
+    group = command.add_argument_group("with -kernel and without -bios")
+    group.add_argument("--timeout", type=float, metavar="S", help="stop the guest after so many seconds")
+    group.add_argument(
+        "--trace", type=Path, metavar="FILE", help="every exit with RIP, one a line; - is stderr"
+    )
+    group.add_argument("--system-map", type=Path, metavar="FILE", help="the kernel's, for names in the trace")
+    group.add_argument("--stats", type=Path, metavar="FILE", help="how it ended and what it took, as JSON")
+    group.add_argument("--save-root", type=Path, metavar="FILE", help="write the machine's root, DER")

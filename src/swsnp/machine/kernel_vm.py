@@ -13,7 +13,6 @@ from swsnp.cpu.plain_kvm.vm import HostVm, check_host, open_device
 from swsnp.measure.direct_boot import DirectBoot
 from swsnp.vmm.config import LaunchPage, memory_map
 from swsnp.vmm.launch import launch
-from swsnp.vmm.stop import PowerSwitch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from swsnp.vmm.config import VmConfig
     from swsnp.vmm.ram import GuestRam
     from swsnp.vmm.run import IoBus
-    from swsnp.vmm.stop import StopReason
+    from swsnp.vmm.stop import PowerSwitch, StopReason
 
 __all__ = ["HostProcessor", "KernelVm", "host_processor"]
 
@@ -70,7 +69,6 @@ class KernelVm:
 
     Attributes:
         boot: how kernel, initial RAM disk and command line lie in memory, and what was measured.
-        power: what devices switch the VM off with.
         processors: one per vCPU.
     """
 
@@ -84,6 +82,7 @@ class KernelVm:
         cmdline: str,
         processor: HostProcessor,
         bus: IoBus,
+        power: PowerSwitch,
         makers: dict[str, Callable[[NestedPaging, int], Processor]],
         dialect: str,
         trace: Trace,
@@ -98,12 +97,12 @@ class KernelVm:
             cmdline: its command line.
             processor: what the host's KVM offers.
             bus: the devices, which may still be attached before `run`.
+            power: what they switch the VM off with.
             makers: where the machine looks up who makes a VM's processors, by the VM's name.
             dialect: which certificate exit the kernel model has, by its profile's name.
             trace: where events go.
         """
         self.config, self.name = config, config.name
-        self.power = PowerSwitch()
         self._processor = processor
         self.boot = DirectBoot(
             kernel,
@@ -129,7 +128,7 @@ class KernelVm:
                 dialect=dialect if config.certs is not None else None,
                 trace=trace,
                 bus=bus,
-                power=self.power,
+                power=power,
             )
             undo.callback(self._running.close)
             self._undo = undo.pop_all()

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from swsnp.vmm.certs import CertificateSource
     from swsnp.vmm.config import LaunchImage
     from swsnp.vmm.run import IoBus
+    from swsnp.vmm.stop import PowerSwitch
 
 __all__ = ["Certs", "Machine", "SEEDED_NOW", "utc_now"]
 
@@ -351,7 +352,14 @@ class Machine:
             return vm
 
     def launch_kernel(
-        self, config: VmConfig, kernel: KernelImage, *, bus: IoBus, initrd: bytes = b"", cmdline: str = ""
+        self,
+        config: VmConfig,
+        kernel: KernelImage,
+        *,
+        bus: IoBus,
+        power: PowerSwitch,
+        initrd: bytes = b"",
+        cmdline: str = "",
     ) -> KernelVm:
         """Launch a VM with a Linux kernel, which runs on the host's own processor; `run` it next.
 
@@ -359,6 +367,7 @@ class Machine:
             config: the VM.
             kernel: what `measure.kernel_image` read.
             bus: its devices.
+            power: what they switch it off with.
             initrd: the initial RAM disk's bytes.
             cmdline: the command line.
 
@@ -380,6 +389,7 @@ class Machine:
             cmdline=cmdline,
             processor=self._processor,
             bus=bus,
+            power=power,
             makers=self._makers,
             dialect=self.profile.name,
             trace=self.trace,

@@ -127,7 +127,7 @@ GOOD = "cbitpos=51,reduced-phys-bits=1"
             line(f"{GOOD},colour=red"),
             "-object sev-snp-guest,id=s: unknown property 'colour'; known are id, sev-dev",
         ),
-        (line(more="-nographic x"), "unknown option '-nographic'; known are -smp, -cpu, -machine"),
+        (line(more="-nographics"), "unknown option '-nographics'; known are -smp, -cpu, -machine"),
         (line(more="disk.img"), "unknown option 'disk.img'"),
         (line(more="-machin x"), "unknown option '-machin'"),
         (line(more="-smp"), "-smp: wants a value"),
@@ -138,7 +138,16 @@ GOOD = "cbitpos=51,reduced-phys-bits=1"
         (line(more="-smp 2,sockets=1"), "-smp: unknown property 'sockets'; known are cpus, maxcpus"),
         (line(more="-m 1.5G"), "-m: property 'size': got '1.5G', wanted a size such as 512M or 4G"),
         (line(more="-m 0"), "-m: property 'size': got '0', wanted a size of whole 4 KiB pages"),
-        (line(more="-accel kvm"), "-accel: got 'kvm', wanted one of builtin"),
+        (line(more="-accel tcg"), "-accel: got 'tcg', wanted one of builtin, kvm"),
+        (line(more="-accel kvm"), "-accel: got 'kvm', wanted builtin, or -kernel without -bios"),
+        (
+            ["-kernel", "k", "-accel", "builtin"],
+            "-accel: got 'builtin', wanted kvm with -kernel and no -bios",
+        ),
+        (line(more="-initrd i"), "-initrd: only allowed with -kernel"),
+        (line(more="-append a"), "-append: only allowed with -kernel"),
+        (["-kernel", "k", "-serial", "pty"], "-serial: got 'pty', wanted stdio, mon:stdio or file:NAME"),
+        (["-kernel", "k", "-serial", "file:"], "-serial: wanted a file's name behind file:"),
         (
             line(more="-object rng-random,id=r"),
             "-object: unknown type 'rng-random'; known are memory-backend-memfd",
@@ -268,7 +277,6 @@ def test_files_to_load() -> None:
     [
         ("-bios b -initrd i", "-initrd: only allowed with -kernel"),
         ("-bios b -append a", "-append: only allowed with -kernel"),
-        ("-kernel k", "-kernel: -bios is missing"),
         ("-bios b -bios c", "-bios: given twice"),
         ("-bios", "-bios: wants a value"),
     ],
@@ -277,3 +285,21 @@ def test_files_that_do_not_go_together(words: str, text: str) -> None:
     """QEMU: an initial RAM disk or a command line needs a kernel."""
     with pytest.raises(UsageError, match=re.escape(text)):
         parse_qemu_options(line(more=words))
+
+
+def test_kernel_alone() -> None:
+    """-kernel without -bios needs no more: machine, CPU and SNP guest are what they can only be."""
+    options = parse_qemu_options(["-kernel", "vmlinuz", "-append", "a=b,c d", "-m", "512M", "-no-reboot"])
+    assert (options.kernel, options.initrd, options.append) == (Path("vmlinuz"), None, "a=b,c d")
+    assert (options.accelerator, options.machine, options.product) == ("kvm", "q35", Product.MILAN)
+    assert (options.snp.cbitpos, options.no_reboot, options.serial) == (None, True, "stdio")
+    assert options.vm_config().memory_size == 512 << 20
+
+
+def test_kernel_with_an_object() -> None:
+    """The C-bit position of a guest that really runs is judged when the host is known, not here."""
+    more = "-kernel vmlinuz -initrd i -serial file:log -nographic"
+    options = parse_qemu_options(line("cbitpos=39,certs-path=blob", more))
+    assert (options.snp.cbitpos, options.snp.reduced_phys_bits) == (39, 1)
+    assert options.snp.certs_path == Path("blob")
+    assert (options.initrd, options.serial, options.no_reboot) == (Path("i"), "file:log", False)

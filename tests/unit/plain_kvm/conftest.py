@@ -19,6 +19,7 @@ from swsnp.cpu.plain_kvm.ioctls import (
     KvmCpuidEntry,
     KvmTranslation,
     KvmUserspaceMemoryRegion,
+    OptionalCapability,
 )
 from swsnp.cpu.plain_kvm.longmode import FlatStart
 from swsnp.cpu.plain_kvm.processor import PlainKvmProcessor
@@ -39,7 +40,11 @@ class ScriptedKvm:
         self.open_error: int | None = None
         self.refuse: dict[int, int] = {}
         self.version = 12
-        self.capabilities: dict[int, int] = dict.fromkeys(HostCapability, 1)
+        self.capabilities: dict[int, int] = dict.fromkeys(HostCapability, 1) | {
+            OptionalCapability.IRQCHIP: 1,
+            OptionalCapability.PIT2: 1,
+        }
+        self.msrs_set = 2
         self.leaves = [
             KvmCpuidEntry(function=0, eax=0x10),
             KvmCpuidEntry(function=0x40000000, eax=0x40000001),
@@ -90,7 +95,7 @@ class ScriptedKvm:
         if isinstance(argument, int):
             return self._number(request, argument)
         self._structure(request, argument)
-        return 0
+        return self.msrs_set if request == HostIoctl.KVM_SET_MSRS else 0
 
     def _number(self, request: int, argument: int) -> int:
         match request:
@@ -98,6 +103,8 @@ class ScriptedKvm:
                 return self.version
             case Ioctl.KVM_CHECK_EXTENSION:
                 return self.capabilities.get(argument, 0)
+            case HostIoctl.KVM_SET_TSS_ADDR | HostIoctl.KVM_CREATE_IRQCHIP:
+                return 0
             case Ioctl.KVM_CREATE_VM | Ioctl.KVM_CREATE_VCPU:
                 return self._descriptor()
             case Ioctl.KVM_GET_VCPU_MMAP_SIZE:
@@ -132,6 +139,10 @@ class ScriptedKvm:
                 region = KvmUserspaceMemoryRegion.parse(argument)
                 self.regions[region.slot] = region
             case HostIoctl.KVM_SET_CPUID2 | HostIoctl.KVM_X86_SET_MSR_FILTER | Ioctl.KVM_ENABLE_CAP:
+                pass
+            case HostIoctl.KVM_SET_IDENTITY_MAP_ADDR | HostIoctl.KVM_CREATE_PIT2 | HostIoctl.KVM_IRQ_LINE:
+                pass
+            case HostIoctl.KVM_SET_MSRS | Ioctl.KVM_SET_MP_STATE:
                 pass
             case _:
                 raise OSError(errno.ENOTTY, f"unexpected {request:#x}")

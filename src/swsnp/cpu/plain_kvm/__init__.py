@@ -5,7 +5,7 @@ Memory is neither encrypted nor protected from the host: for development and tes
 
 from swsnp.cpu.plain_kvm.host import HostKvm, LinuxKvm
 from swsnp.cpu.plain_kvm.longmode import FlatStart, boot_pages
-from swsnp.cpu.plain_kvm.probe import Verdict, probe
+from swsnp.cpu.plain_kvm.probe import Verdict, probe, probe_for_linux
 from swsnp.cpu.plain_kvm.processor import PlainKvmProcessor
 from swsnp.cpu.plain_kvm.vm import HostVm, c_bit_position
 
@@ -19,4 +19,5 @@ __all__ = [
     "boot_pages",
     "c_bit_position",
     "probe",
+    "probe_for_linux",
 ]

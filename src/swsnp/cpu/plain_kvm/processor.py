@@ -107,6 +107,7 @@ class PlainKvmProcessor:
     Attributes:
         ghcb_msr: MSR 0xC0010130; guest code reaches it by RDMSR and WRMSR.
         entries: how often the host's KVM was asked to run the guest.
+        last_error: what the last `ProcessorError` said, for people.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class PlainKvmProcessor:
     ) -> None:
         self.ghcb_msr = 0
         self.entries = 0
+        self.last_error = ""
         self._memory = memory
         self._host = vm.host
         self._vm = vm
@@ -308,7 +310,8 @@ class PlainKvmProcessor:
     def _error(self, suberror: int, what: str) -> ProcessorError:
         """What happened, and where: RIP with the bytes there, as they were before rewriting."""
         rip = self.regs().rip
-        return ProcessorError(suberror, f"{what}; RIP {rip:#x}: {self._code_at(rip)}")
+        self.last_error = f"{what}; RIP {rip:#x}: {self._code_at(rip)}"
+        return ProcessorError(suberror, self.last_error)
 
     # the instructions of SNP
 

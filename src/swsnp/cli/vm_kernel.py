@@ -1,0 +1,284 @@
+"""`swsnp vm -kernel …`: a Linux kernel on the host's own processor, as an SNP guest."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from swsnp.abi.ghcb import ExitCode, describe_termination
+from swsnp.cli import BAD_VERDICT, GOOD, common
+from swsnp.cpu.plain_kvm import LinuxKvm, probe_for_linux
+from swsnp.errors import HostError, InputError, UsageError
+from swsnp.machine import Machine
+from swsnp.machine.kernel_vm import host_processor
+from swsnp.machine.machine import utc_now
+from swsnp.measure.kernel_image import read_kernel
+from swsnp.trace import GuestLeft, Vmgexit
+from swsnp.vmm import stop as stops
+from swsnp.vmm.devices.bus import Bus
+from swsnp.vmm.devices.legacy import attach_legacy
+from swsnp.vmm.devices.serial import COM1, COM1_LINE, Serial16550
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from swsnp.cli.qemu_options import QemuOptions
+    from swsnp.machine.kernel_vm import HostProcessor, KernelVm
+    from swsnp.measure.kernel_image import KernelImage
+    from swsnp.trace import Trace, TraceEvent
+
+__all__ = ["run_kernel"]
+
+_FLUSH_S: Final = 0.05
+
+
+def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
+    """Boot the kernel; the exit code is the guest's own status, 0 after a reset with -no-reboot.
+
+    Files are judged first, then the host.
+    """
+    assert options.kernel is not None  # noqa: S101  # the caller looked
+    kernel = read_kernel(options.kernel)
+    initrd = _read(options.initrd) if options.initrd is not None else b""
+    symbols = _symbols(ours.system_map)
+    processor = _judged_host(options.snp.cbitpos)
+    machine = Machine(
+        product=options.product, profile=ours.profile, seed=common.seed_of(ours), processor=processor
+    )
+    if ours.save_root is not None:
+        common.save(ours.save_root, machine.root_certificate)
+    LinuxKvm.listen_for_interrupts()
+    while True:
+        guest = _Guest(machine, kernel, initrd, options, processor)
+        with guest, _traced(machine.trace, ours.trace, symbols):
+            stop = guest.run(ours.timeout)
+            if ours.stats is not None:
+                common.save(ours.stats, json.dumps(guest.stats(stop), indent=2).encode() + b"\n")
+            if not (isinstance(stop, stops.PoweredOff) and stop.status is None and not options.no_reboot):
+                return _exit_code(stop, guest, symbols)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _judged_host(cbitpos: int | None) -> HostProcessor:
+    """What the host's KVM offers, once a guest has run what Linux needs.
+
+    Raises:
+        HostError: it cannot.
+        UsageError: another C-bit position was asked for than this host has.
+    """
+    verdict = probe_for_linux()
+    if not verdict.usable:
+        raise HostError(f"{verdict.reason}; remedy: {verdict.remedy}")
+    processor = host_processor()
+    if cbitpos not in (None, processor.c_bit):
+        raise UsageError(
+            f"-object sev-snp-guest: property 'cbitpos': got {cbitpos}, wanted this host's "
+            f"{processor.c_bit}, or leave it out"
+        )
+    return processor
+
+
+class _Guest:
+    """One boot: the launched VM with its devices; a context manager."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        kernel: KernelImage,
+        initrd: bytes,
+        options: QemuOptions,
+        processor: HostProcessor,
+    ) -> None:
+        self._machine = machine
+        self._log = _log_file(options.serial)
+        self._terminated: int | None = None
+        self._vmgexits = 0
+        bus, power = Bus(), stops.PowerSwitch()
+        attach_legacy(bus, power, utc_now)
+        config = options.vm_config()
+        self.vm: KernelVm = machine.launch_kernel(
+            replace(config, cbitpos=processor.c_bit, host_cbitpos=processor.c_bit),
+            kernel,
+            bus=bus,
+            power=power,
+            initrd=initrd,
+            cmdline=options.append,
+        )
+        self._serial = Serial16550(self.vm.interrupt_line(COM1_LINE), self._show)
+        bus.attach_ports(COM1, self._serial)
+        self._flushing = threading.Event()
+
+    def __enter__(self) -> _Guest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._serial.flush()
+        self.vm.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _show(self, data: bytes) -> None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        if self._log is not None:
+            self._log.write(data)
+            self._log.flush()
+
+    def run(self, timeout_s: float | None) -> stops.StopReason:
+        """Run until the guest has ended; prompts without a line feed are shown too."""
+        flusher = threading.Thread(target=self._flush, daemon=True)
+        flusher.start()
+        with self._machine.trace.listen(self._watch):
+            try:
+                return self.vm.run(timeout_s)
+            finally:
+                self._flushing.set()
+                flusher.join()
+
+    def _flush(self) -> None:
+        while not self._flushing.wait(_FLUSH_S):
+            self._serial.flush()
+
+    def _watch(self, event: TraceEvent) -> None:
+        if isinstance(event, Vmgexit):
+            self._vmgexits += 1
+            if event.exit_code == ExitCode.TERM_REQUEST:
+                self._terminated = event.info1
+
+    @property
+    def termination(self) -> int | None:
+        """Exit info 1 of the guest's TERM_REQUEST event, if there was one."""
+        return self._terminated
+
+    def stats(self, stop: stops.StopReason) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "stop": type(stop).__name__,
+            "status": getattr(stop, "status", None),
+            "entries": [each.entries for each in self.vm.processors.values()],
+            "ghcb_events": self._vmgexits,
+            "rewritten": len(self.vm.processors[0].sites),
+        }
+
+
+def _log_file(serial: str) -> Any:
+    kind, _, name = serial.partition(":")
+    if kind != "file":
+        return None
+    try:
+        return Path(name).open("wb")
+    except OSError as error:
+        raise UsageError(f"-serial: {name}: cannot be written: {error.strerror}") from None
+
+
+# How it ended
+
+
+def _exit_code(stop: stops.StopReason, guest: _Guest, symbols: Callable[[int], str]) -> int:
+    if isinstance(stop, stops.PoweredOff):
+        return GOOD if stop.status is None else stop.status
+    where = "; ".join(
+        f"vCPU {number} at {symbols(each.rip)}"
+        for number, each in guest.vm.processors.items()
+        if each.entries
+    )
+    print(f"swsnp vm: {_reason(stop, guest)} ({where})", file=sys.stderr)
+    return BAD_VERDICT
+
+
+def _reason(stop: stops.StopReason, guest: _Guest) -> str:
+    match stop:
+        case stops.TimedOut(seconds=seconds):
+            return f"the guest was stopped after {seconds:g} s"
+        case stops.Terminated(ghcb_msr=msr):
+            return f"the guest asked to be terminated: {describe_termination(msr, guest.termination)}"
+        case stops.GuestShutdown():
+            return "the guest triple-faulted"
+        case stops.Idle():
+            return "the guest halted with interrupts off"
+        case stops.InternalError():
+            errors = [each.last_error for each in guest.vm.processors.values() if each.last_error]
+            return "; ".join(errors) or f"KVM_EXIT_INTERNAL_ERROR {stop.suberror}"
+        case stops.RunFailed(detail=detail) | stops.UnhandledExit(detail=detail):
+            return detail
+        case _:
+            return str(stop)
+
+
+# Trace
+
+
+def _symbols(path: Path | None) -> Callable[[int], str]:
+    """Names addresses by a System.map.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    if path is None:
+        return hex
+    addresses: list[int] = []
+    names: list[str] = []
+    try:
+        for line in _read(path).decode().splitlines():
+            address, _, name = line.split(maxsplit=2)
+            addresses.append(int(address, 16))
+            names.append(name)
+    except ValueError:
+        raise InputError(
+            f"{path}: line {len(names) + 1}: wanted address, type and name (System.map)"
+        ) from None
+    from bisect import bisect_right
+
+    def name_of(address: int) -> str:
+        at = bisect_right(addresses, address) - 1
+        return hex(address) if at < 0 else f"{address:#x} ({names[at]}+{address - addresses[at]:#x})"
+
+    return name_of
+
+
+def _traced(trace: Trace, path: Path | None, symbols: Callable[[int], str]) -> AbstractContextManager[None]:
+    """Write every event into the file while the block runs."""
+    from contextlib import contextmanager
+
+    from swsnp.cli.hops import describe
+
+    @contextmanager
+    def writing() -> Any:
+        if path is None:
+            yield
+            return
+        file = sys.stderr if str(path) == "-" else _opened(path)
+
+        def show(event: TraceEvent) -> None:
+            if isinstance(event, GuestLeft):
+                file.write(f"vCPU {event.vcpu}: {event.exit} at {symbols(event.rip)}\n")
+            else:
+                hop = describe(event)
+                file.write(f"  {hop.party}: {hop.text}\n")
+
+        try:
+            with trace.listen(show):
+                yield
+        finally:
+            file.flush()
+
+    return writing()
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("w")
+    except OSError as error:
+        raise UsageError(f"--trace: {path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,1 @@
+"""What a VM has beside processors and memory: devices at ports and in memory, on one bus."""

@@ -1,0 +1,199 @@
+"""How a kernel is laid out without firmware, and what is measured of it."""
+
+from __future__ import annotations
+
+import struct
+from itertools import pairwise
+
+import pytest
+
+from swsnp.abi.acpi import acpi_tables
+from swsnp.abi.linux_boot import BOOT_PARAMS_SIZE, CcBlobSevInfo, E820Entry, SetupData, SetupHeader
+from swsnp.abi.snp_command import PageType
+from swsnp.abi.snp_launch import CpuidPage
+from swsnp.errors import UsageError
+from swsnp.measure.digest import extend, extend_range, page_contents
+from swsnp.measure.direct_boot import STUB, DirectBoot
+from swsnp.measure.kernel_image import KernelImage, Segment, parse_kernel
+from swsnp.testing.tiny_kernel import ENTRY, tiny_kernel
+
+MIB = 1 << 20
+C_BIT = 47
+KERNEL = parse_kernel(tiny_kernel(), "k")
+
+
+def boot(
+    *,
+    initrd: bytes = b"",
+    cmdline: str = "console=ttyS0",
+    memory: tuple[tuple[int, int], ...] = ((0, 64 * MIB),),
+    vcpus: int = 1,
+    kernel: KernelImage = KERNEL,
+) -> DirectBoot:
+    return DirectBoot(
+        kernel,
+        initrd=initrd,
+        cmdline=cmdline,
+        memory=memory,
+        vcpus=vcpus,
+        c_bit=C_BIT,
+        cpuid=CpuidPage(count=1),
+    )
+
+
+def part(one: DirectBoot, origin: str) -> bytes:
+    (found,) = (each.data for each in one.parts if each.origin == origin)
+    return found
+
+
+def test_parts_do_not_overlap() -> None:
+    """SNP_LAUNCH_UPDATE: no page is launched twice; each part is whole pages in RAM."""
+    parts = sorted(boot(initrd=b"x" * 5000, vcpus=200).parts, key=lambda each: each.gpa)
+    assert all(before.end <= after.gpa for before, after in pairwise(parts))
+    assert all(each.gpa % 4096 == 0 and each.data and len(each.data) % 4096 == 0 for each in parts)
+    special = {each.page_type: each.gpa for each in parts if each.page_type is not PageType.NORMAL}
+    assert special == {PageType.CPUID: 0x9000, PageType.SECRETS: 0xA000}
+
+
+def test_boot_parameters() -> None:
+    """Linux, zero page: header with loader fields, memory map, root pointer, setup data with the CC blob."""
+    one = boot(initrd=b"ram disk", memory=((0, 64 * MIB), (1 << 32, 32 * MIB)))
+    page = part(one, "boot parameters")
+    assert len(page) == BOOT_PARAMS_SIZE
+    header = SetupHeader.parse(page[0x1F1 : 0x1F1 + SetupHeader.SIZE])
+    assert (header.type_of_loader, header.loadflags & 1, header.cmd_line_ptr) == (0xFF, 1, 0x10000)
+    assert (header.ramdisk_image, header.ramdisk_size) == (64 * MIB - 4096, 8)
+    assert struct.unpack_from("<Q", page, 0x70) == (0xD000,)
+    entries = [E820Entry.parse_at(page, 0x2D0 + 20 * number) for number in range(page[0x1E8])]
+    assert [(each.addr, each.addr + each.size, each.type) for each in entries] == [
+        (0, 0x8000, 1),
+        (0x8000, 0x10000, 2),
+        (0x10000, 0x9F000, 1),
+        (MIB, 64 * MIB, 1),
+        (1 << 32, (1 << 32) + 32 * MIB, 1),
+    ]
+    setup = part(one, "setup data and GDT")
+    head = SetupData.parse_at(setup, 0)
+    assert (header.setup_data, head.type, head.len, head.next) == (0x8000, 7, 4, 0)
+    (info_gpa,) = struct.unpack_from("<I", setup, 16)
+    info = CcBlobSevInfo.parse_at(setup, info_gpa - 0x8000)
+    assert (info.magic, info.secrets_phys, info.cpuid_phys) == (0x45444D41, 0xA000, 0x9000)
+    assert (info.secrets_len, info.cpuid_len) == (4096, 4096)
+
+
+def test_stub_validates_what_is_not_launched() -> None:
+    """AMD 56860: launched pages are valid already; the list and the parts together are all memory, once."""
+    memory = ((0, 64 * MIB), (1 << 32, 2 * MIB))
+    one = boot(initrd=b"x" * 5000, memory=memory)
+    numbers = struct.unpack("<512Q", part(one, "stub's list"))
+    ranges = [(start, end) for start, end in zip(numbers[::2], numbers[1::2], strict=True) if end]
+    launched = [(each.gpa, each.end) for each in one.parts]
+    together = sorted([*ranges, *launched])
+    assert [start for start, _ in together if start not in (0, 1 << 32)] == [
+        end for _, end in together if end not in (64 * MIB, (1 << 32) + 2 * MIB)
+    ]
+    assert together[0][0] == 0
+    assert together[-1][1] == (1 << 32) + 2 * MIB
+
+
+def test_registers() -> None:
+    """Linux, 64-bit boot protocol: long mode, CS 10h, DS 18h, interrupts off, RSI at the boot parameters."""
+    regs, sregs = boot().registers()
+    assert (regs.rip, regs.rsi, regs.rflags, regs.r8_to_r15[4]) == (0xB000, 0x7000, 2, ENTRY)
+    assert (sregs.cs.selector, sregs.cs.l, sregs.ds.selector) == (0x10, 1, 0x18)
+    assert sregs.cr3 == 0x20000 | 1 << C_BIT
+    assert (sregs.cr0 & 0x80000001, sregs.cr4 & 0x20, sregs.efer) == (0x80000001, 0x20, 0x500)
+    assert part(boot(), "stub").startswith(STUB)
+
+
+@pytest.mark.parametrize("gib", [1, 5])
+def test_page_tables(gib: int) -> None:
+    """AMD 24593: every GiB of memory is mapped 1:1 and private, also above 4 GiB."""
+    memory = ((0, 64 * MIB),) if gib == 1 else ((0, 2 << 30), (1 << 32, 1 << 30))
+    tables = part(boot(memory=memory), "page tables")
+    assert len(tables) == (2 + gib) * 4096
+    address = (gib - 1 << 30) + 5 * (2 * MIB)
+    (pdpt,) = struct.unpack_from("<Q", tables, 0)
+    assert pdpt == 0x21003 | 1 << C_BIT
+    (directory,) = struct.unpack_from("<Q", tables, 4096 + 8 * (gib - 1))
+    (entry,) = struct.unpack_from("<Q", tables, (directory & 0xFFFFF000) - 0x20000 + 8 * 5)
+    assert entry == address | 0x83 | 1 << C_BIT
+
+
+def test_digest() -> None:
+    """AMD 56860: LD over the parts in order, then one VMSA per vCPU."""
+    one = boot(vcpus=2)
+    regs, sregs = one.registers()
+    from swsnp.abi.vmsa_registers import vmsa_of
+
+    digest = bytes(48)
+    for each in one.parts:
+        digest = extend_range(digest, each.data, page_type=each.page_type, gpa=each.gpa)
+    for page in (bytes(vmsa_of(regs, sregs, features=1)), bytes(4096)):
+        contents = page_contents(PageType.VMSA, page)
+        digest = extend(digest, contents, page_type=PageType.VMSA, gpa=0xFFFFFFFFF000)
+    assert one.digest([bytes(4096)]) == digest
+
+
+def test_digest_sees_everything() -> None:
+    """What a verifier relies on: kernel, initial RAM disk, command line and memory size are measured."""
+    reference = boot().digest([])
+    other = KernelImage(KERNEL.header, ENTRY, (Segment(ENTRY, b"\xf4" * 64, 64),), ())
+    changed = (
+        boot(cmdline="console=ttyS1"),
+        boot(initrd=b"x"),
+        boot(memory=((0, 66 * MIB),)),
+        boot(vcpus=2),
+        boot(kernel=other),
+    )
+    digests = {each.digest([]) for each in changed}
+    assert len(digests) == len(changed)
+    assert reference not in digests
+
+
+def test_segments_that_share_a_page() -> None:
+    """ELF: segments need not begin on a page; a page of two segments is launched once, with both."""
+    segments = (Segment(ENTRY, b"a" * 0x1800, 0x1800), Segment(ENTRY + 0x1900, b"b" * 16, 32))
+    one = boot(kernel=KernelImage(KERNEL.header, ENTRY, segments, ()))
+    data = part(one, "kernel")
+    assert data == (b"a" * 0x1800).ljust(0x1900, b"\0") + (b"b" * 16).ljust(0x700, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"cmdline": "x" * 2048}, "-append: got 2048 bytes, wanted at most 2047"),
+        ({"memory": ((0, 16 * MIB),)}, "-m: got 0x1000000 bytes below 4 GiB, wanted more than"),
+        ({"initrd": bytes(60 * MIB)}, "for kernel and initrd"),
+        ({"memory": ((0, 2 << 30), (1 << 32, 200 << 30))}, "wanted less"),
+        ({"vcpus": 2000}, "-smp: got 2000, wanted fewer"),
+    ],
+)
+def test_refusals(arguments: dict[str, object], text: str) -> None:
+    """What does not fit is refused with the option, what it is and what it may be."""
+    with pytest.raises(UsageError) as caught:
+        boot(**arguments)  # type: ignore[arg-type]  # each row is one valid argument
+    assert text in str(caught.value)
+
+
+def test_acpi() -> None:
+    """ACPI: checksums are zero, the XSDT names the MADT, which has every processor and the IOAPIC."""
+    tables = acpi_tables(0xD000, 300)
+    assert tables[:8] == b"RSD PTR "
+    assert sum(tables[:20]) % 256 == sum(tables[:36]) % 256 == 0
+    (xsdt,) = struct.unpack_from("<Q", tables, 24)
+    at = xsdt - 0xD000
+    assert tables[at : at + 4] == b"XSDT"
+    (length,) = struct.unpack_from("<I", tables, at + 4)
+    assert sum(tables[at : at + length]) % 256 == 0
+    (madt,) = struct.unpack_from("<Q", tables, at + 36)
+    at = madt - 0xD000
+    (length,) = struct.unpack_from("<I", tables, at + 4)
+    body = tables[at : at + length]
+    assert body[:4] == b"APIC"
+    assert sum(body) % 256 == 0
+    entries, at = [], 44
+    while at < len(body):
+        entries.append((body[at], body[at + 1]))
+        at += body[at + 1]
+    assert entries == [(0, 8)] * 255 + [(9, 16)] * 45 + [(1, 12)]

@@ -1,0 +1,148 @@
+"""Memory for a whole kernel: slots that never change, and aliases that follow the attributes."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swsnp.cpu.plain_kvm.host import LinuxKvm, address_of
+from swsnp.cpu.plain_kvm.ioctls import HostIoctl
+from swsnp.cpu.plain_kvm.vm import HostVm
+from swsnp.cpu.plain_kvm.whole_planes import _without
+from swsnp.errors import HostError
+from swsnp.hardware.memory import SystemMemory
+
+if TYPE_CHECKING:
+    from tests.unit.plain_kvm.conftest import ScriptedKvm, ScriptedMemory
+
+PRIVATE = 1 << 47
+PAGE = 4096
+
+
+@pytest.fixture
+def vm(kvm: ScriptedKvm, memory: ScriptedMemory) -> HostVm:
+    return HostVm(kvm, memory, whole_kernel=True)
+
+
+def aliases(kvm: ScriptedKvm, vm: HostVm, memory: ScriptedMemory) -> list[tuple[str, int, int]]:
+    """What was aliased since the last time: the plane, GPA and bytes."""
+    planes = {"private": address_of(memory.private), "shared": address_of(memory.shared)}
+    found = []
+    for source, size, _ in kvm.aliases:
+        name = next(each for each, base in planes.items() if base <= source < base + memory.size)
+        found.append((name, source - planes[name], size))
+    kvm.aliases.clear()
+    return found
+
+
+def test_two_slots(kvm: ScriptedKvm, memory: ScriptedMemory, vm: HostVm) -> None:
+    """All memory at GPA and once more at GPA | C-bit, which is the private plane itself."""
+    vm.prepare()
+    slots = {each.guest_phys_addr: each for each in kvm.regions.values()}
+    assert sorted(slots) == [0, PRIVATE]
+    assert {each.memory_size for each in slots.values()} == {memory.size}
+    assert slots[PRIVATE].userspace_addr == address_of(memory.private)
+    assert aliases(kvm, vm, memory) == [("private", 0, memory.size)]
+    assert slots[0].userspace_addr not in (address_of(memory.private), address_of(memory.shared))
+
+
+def test_conversions(kvm: ScriptedKvm, memory: ScriptedMemory, vm: HostVm) -> None:
+    """A converted page shows its other plane at its plain address; KVM's slots stay as they are."""
+    vm.prepare()
+    asked = len(kvm.arguments(HostIoctl.KVM_SET_USER_MEMORY_REGION))
+    kvm.aliases.clear()
+    memory.share(0x3000, 0x2000)
+    vm.prepare()
+    assert aliases(kvm, vm, memory) == [("shared", 0x3000, 0x2000)]
+    memory.share(0x5000)
+    vm.prepare()
+    assert aliases(kvm, vm, memory) == [("shared", 0x5000, PAGE)]
+    memory.attributes.set(4, 5, 8)
+    vm.prepare()
+    assert aliases(kvm, vm, memory) == [("private", 0x4000, PAGE)]
+    vm.prepare()
+    assert aliases(kvm, vm, memory) == []
+    assert len(kvm.arguments(HostIoctl.KVM_SET_USER_MEMORY_REGION)) == asked
+
+
+def test_windows(kvm: ScriptedKvm, memory: ScriptedMemory, vm: HostVm) -> None:
+    """Code is found at its private address, for rewriting and for errors."""
+    vm.prepare()
+    memory.private[0x1234] = 7
+    ((address, part),) = vm.planes.windows(PRIVATE | 0x1234, 1)
+    assert (address, part[0]) == (PRIVATE | 0x1234, 7)
+    assert list(vm.planes.windows(memory.size, PAGE)) == []
+
+
+def test_both_planes_are_wanted(kvm: ScriptedKvm, memory: ScriptedMemory, vm: HostVm) -> None:
+    """Memory of which a plane is missing cannot be shown as a whole."""
+    (slot,) = memory.current
+    memory.current = (replace(slot, shared_view=None),)
+    with pytest.raises(HostError, match="both planes"):
+        vm.prepare()
+
+
+def test_alias_refused(
+    kvm: ScriptedKvm, memory: ScriptedMemory, vm: HostVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's kernel may run out of mappings: the error says what to raise."""
+
+    def refuse(source: int, size: int, target: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(kvm, "alias", refuse)
+    with pytest.raises(HostError, match=r"mremap: Cannot allocate memory; remedy: raise vm.max_map_count"):
+        vm.prepare()
+
+
+def test_alias_on_linux() -> None:
+    """mremap(2) with an old size of 0: both addresses reach the same pages, in both directions."""
+    system = SystemMemory(shareable=True)
+    source = system.view(system.allocate(4 * PAGE), 4 * PAGE)
+    target = memoryview(mmap.mmap(-1, 4 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    source[PAGE : PAGE + 4] = b"here"
+    LinuxKvm().alias(address_of(source[PAGE:]), 2 * PAGE, address_of(target[2 * PAGE :]))
+    assert bytes(target[2 * PAGE : 2 * PAGE + 4]) == b"here"
+    target[3 * PAGE] = 9
+    assert source[2 * PAGE] == 9
+    with pytest.raises(OSError, match="Invalid argument"):
+        LinuxKvm().alias(address_of(source) + 1, PAGE, address_of(target))
+
+
+def test_discarded_memory_is_empty_everywhere() -> None:
+    """MADV_REMOVE: pages that a conversion throws away read as zeros, at every address."""
+    system = SystemMemory(shareable=True)
+    base = system.allocate(2 * PAGE)
+    system.write(base, b"secret")
+    target = memoryview(mmap.mmap(-1, 2 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    LinuxKvm().alias(address_of(system.view(base, 2 * PAGE)), 2 * PAGE, address_of(target))
+    system.discard(base, PAGE)
+    assert system.read(base, 6) == bytes(6)
+    assert ctypes.string_at(address_of(target), 6) == bytes(6)
+
+
+RUNS = st.sets(st.integers(0, 40), max_size=20)
+
+
+def runs(frames: set[int]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for frame in sorted(frames):
+        if found and found[-1][1] == frame:
+            found[-1] = (found[-1][0], frame + 1)
+        else:
+            found.append((frame, frame + 1))
+    return found
+
+
+@given(RUNS, RUNS)
+def test_difference_of_runs(one: set[int], two: set[int]) -> None:
+    """What is aliased anew is exactly what changed."""
+    left = {frame for start, end in _without(runs(one), runs(two)) for frame in range(start, end)}
+    assert left == one - two
