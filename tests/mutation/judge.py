@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 __all__ = ["Judge", "Result", "Verdict"]
 
 _FEW: Final = 5
+_TIMES: Final = 20
+"""How much longer than in the first run a child's tests may take."""
 _LEAST_PATIENCE_S: Final = 2
-"""Processor time that a child may take besides twenty times what its tests take by themselves."""
+"""Processor time that a child may take besides."""
 _WAIT_S: Final = 30.0
-"""And how long it may live: for mutants that sleep."""
+"""How long it may live besides: for mutants that sleep."""
 
 
 class Verdict(StrEnum):
@@ -174,7 +176,8 @@ class Judge:
             os.close(reading)
             _be_the_child(mutant, tests, writing)
         os.close(writing)
-        return _Child(pid, mutant, tests, self.monotonic() + _WAIT_S, reading)
+        ends_at = self.monotonic() + _WAIT_S + _usual(tests)
+        return _Child(pid, mutant, tests, ends_at, reading)
 
     def _reap(self, running: dict[int, _Child]) -> None:
         """Wait for one child, or end those whose time is over."""
@@ -222,6 +225,11 @@ def _unlike(item: pytest.Item, following: pytest.Item) -> pytest.Item:
     return following if following is not item else item.parent  # type: ignore[return-value]
 
 
+def _usual(tests: Sequence[_Witness]) -> float:
+    """Seconds that are not too long for these tests."""
+    return _TIMES * sum(each.cost for each in tests)
+
+
 def _be_the_child(mutant: Mutant, tests: Sequence[_Witness], pipe: int) -> None:
     """Switch the mutant on, run the tests, say which one failed; never returns."""
     answer = b""
@@ -229,7 +237,7 @@ def _be_the_child(mutant: Mutant, tests: Sequence[_Witness], pipe: int) -> None:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(nowhere, fd)
-        patience = _LEAST_PATIENCE_S + round(20 * sum(each.cost for each in tests))
+        patience = _LEAST_PATIENCE_S + round(_usual(tests))
         resource.setrlimit(resource.RLIMIT_CPU, (patience, resource.RLIM_INFINITY))
         SWITCH.active = mutant.number
         answer = b"%d" % _first_failure(mutant, tests)

@@ -49,6 +49,19 @@ def test_vm_of_a_plan() -> None:
     )
 
 
+@pytest.mark.parametrize("missing", [0, 4096])
+def test_memory_that_ends_before_the_last_section(missing: int) -> None:
+    """Every section is launched into RAM; one that ends beyond it is named, one that ends with it is not."""
+    last = max(FIRMWARE.launched_sections(), key=lambda section: section.end)
+    config = VmConfig(vcpus=2, memory_size=last.end - missing)
+    if missing:
+        text = rf"SEV metadata section 6 \(SNP_SEC_MEM\): got .*\.\.{last.end:#x}, wanted it"
+        with pytest.raises(UsageError, match=text):
+            config_of_plan(config, plan())
+    else:
+        assert config_of_plan(config, plan()).memory_size == last.end
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [
