@@ -22,6 +22,7 @@ from sevsnpmeasure import guest
 from sevsnpmeasure.sev_mode import SevMode
 
 from bench.jobs import Job
+from swsnp.abi.snp_page import PAGE
 from swsnp.cli.measure import read_image
 from swsnp.measure.firmware_volume import FirmwareVolume
 from swsnp.measure.launch_plan import LaunchConfig, launch_digest
@@ -35,7 +36,7 @@ __all__ = ["command_row", "measure_jobs"]
 _DEBIAN: Final = Path("/usr/share/OVMF")
 _TABLES: Final = Path("/usr/share/ovmf/OVMF.fd")
 _SIZE: Final = 4 << 20
-_FILLED: Final = 376 * 4096
+_FILLED: Final = 376 * PAGE
 _EPYC: Final = 0x800F12
 _COMMANDS: Final = 20
 _LIBRARY: Final = "sev-snp-measure"
@@ -44,9 +45,10 @@ _LIBRARY: Final = "sev-snp-measure"
 @contextmanager
 def _image_file() -> Iterator[Path]:
     parts = [_DEBIAN / "OVMF_VARS_4M.fd", _DEBIAN / "OVMF_CODE_4M.fd"]
+    data = b""
     if all(each.is_file() for each in (*parts, _TABLES)):
-        data = b"".join(each.read_bytes() for each in parts)[:-4096] + _TABLES.read_bytes()[-4096:]
-    else:
+        data = b"".join(each.read_bytes() for each in parts)[:-PAGE] + _TABLES.read_bytes()[-PAGE:]
+    if not data or FirmwareVolume(data).sections is None:
         data = firmware_image(size=_SIZE, text=random.Random(1).randbytes(_FILLED))
     with tempfile.NamedTemporaryFile(suffix=".fd") as file:
         file.write(data)

@@ -197,6 +197,7 @@ def test_host_data_and_policy(capsys: pytest.CaptureFixture[str]) -> None:
 def test_vcek_disabled(capsys: pytest.CaptureFixture[str]) -> None:
     """vcek-disabled=on: no VLEK is loaded either, so the guest gets a status and no report."""
     assert main(["vm", *line(",vcek-disabled=on")]) == 1
+    assert "measurement: not told, since there is no report" in capsys.readouterr().out
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
@@ -307,6 +308,8 @@ def test_debian_image(capsys: pytest.CaptureFixture[str], cannot_run: Skip) -> N
     """A real firmware, whole."""
     if not DEBIAN.is_file():
         cannot_run(f"no {DEBIAN}", "apt-get install ovmf")
+    if FirmwareVolume(DEBIAN.read_bytes()).sections is None:
+        cannot_run(f"{DEBIAN} has no SEV metadata", "Debian 12's ovmf", avoidable=False)
     Path("OVMF.fd").write_bytes(DEBIAN.read_bytes())
     _, report = launched(capsys, line(smp=4))
     assert report.measurement.hex() == measured(capsys, "--vcpus 4 --vcpu-type EPYC-Milan")

@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.dump_vmsa:
         from swsnp.cli.measure_explain import dump_vmsa
 
-        dump_vmsa(options, config_of(options))
+        dump_vmsa(config_of(options))
     _show(options, digest)
     return GOOD
 

@@ -27,7 +27,7 @@ def run_explain(options: argparse.Namespace) -> int:
     config = config_of(options)
     runs = list(explain(config))
     if options.dump_vmsa:
-        dump_vmsa(options, config)
+        dump_vmsa(config)
     if options.json:
         shown = {
             "mode": options.mode,
@@ -110,7 +110,7 @@ def _as_lines(found: Difference | None, digests: Sequence[str]) -> Iterator[str]
         yield f"  {reason}"
 
 
-def dump_vmsa(options: argparse.Namespace, config: LaunchConfig) -> None:
+def dump_vmsa(config: LaunchConfig) -> None:
     """Write vmsa0.bin and so on into the working directory, each file whole or not at all."""
     for region in vmsa_regions(config):
         for number in range(region.npages):

@@ -80,15 +80,15 @@ def _attest(ours: argparse.Namespace, options: Any) -> dict[str, Any]:
         "profile": ours.profile,
         "product": options.product.value,
         "vcpus": vcpus,
-        "firmware": None if plan is None else _firmware(options, answers[0].report),
+        "firmware": None if plan is None else _firmware(options, answers[0]),
         "exit_reason": exits[0] if exits else None,
         "certs_sha256": _digest(events, answers),
         "reports": [{"status": each.status, "report": each.report.hex()} for each in answers],
     }
 
 
-def _firmware(options: Any, report: bytes) -> dict[str, Any]:
-    """What became of -bios and -kernel."""
+def _firmware(options: Any, answer: ExtendedReport) -> dict[str, Any]:
+    """What became of -bios and -kernel; without a report nothing tells the measurement."""
     from swsnp.abi.snp_report import AttestationReport
     from swsnp.cli.vm_firmware import NOT_EXECUTED
 
@@ -100,7 +100,7 @@ def _firmware(options: Any, report: bytes) -> dict[str, Any]:
         "status": NOT_EXECUTED,
         "executed": False,
         "kernel": kernel,
-        "measurement": AttestationReport.parse(report).measurement.hex(),
+        "measurement": None if answer.status else AttestationReport.parse(answer.report).measurement.hex(),
     }
 
 
@@ -123,7 +123,7 @@ def _as_lines(shown: dict[str, Any]) -> list[str]:
         lines.append(f"firmware {firmware['bios']}: {firmware['status']}; the built-in guest runs instead")
         if firmware["kernel"] != "none":
             lines.append(f"kernel: {firmware['kernel']}")
-        lines.append(f"measurement: {firmware['measurement']}")
+        lines.append(f"measurement: {firmware['measurement'] or 'not told, since there is no report'}")
     for number, each in enumerate(shown["reports"], 1):
         lines.append(f"report {number}: status {each['status']:#x}, {len(each['report']) // 2} bytes")
     return lines

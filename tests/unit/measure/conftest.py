@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from swsnp.measure.firmware_volume import FirmwareVolume
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,6 +23,8 @@ def debian_image(cannot_run: Skip) -> Path:
     """Debian's firmware image with SEV metadata."""
     if not DEBIAN.is_file():
         cannot_run(f"no {DEBIAN}", "apt-get install ovmf")
+    if FirmwareVolume(DEBIAN.read_bytes()).sections is None:
+        cannot_run(f"{DEBIAN} has no SEV metadata", "Debian 12's ovmf", avoidable=False)
     return DEBIAN
 
 

@@ -132,16 +132,13 @@ def test_debian_images(peer: Callable[..., bytes], debian_image: Path, mode: str
 def test_every_debian_image(peer: Callable[..., bytes], debian_4m: Path) -> None:
     """Every image of Debian's package: those with SEV metadata as they are, the others when allowed."""
     images = sorted(each for each in debian_4m.parent.glob("*.fd") if "CODE" in each.name)
-    measured = 0
+    assert images
     for image in images:
         words = ["--mode", "snp", "--ovmf", str(image), "--vcpus", "2", "--vcpu-type", "EPYC-Genoa"]
         wanted = peer("snp", image, vcpus=2, vcpu_sig=0xA10F10)
         assert digest_of(parse([*words, "--allow-no-metadata"])) == wanted, image
         if FirmwareVolume(image.read_bytes()).sections is not None:
             assert digest_of(parse(words)) == wanted, image
-            measured += 1
-    assert len(images) >= 4
-    assert measured >= 2
 
 
 def test_image_digest_as_seed(peer: Callable[..., bytes], debian_image: Path) -> None:
