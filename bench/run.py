@@ -1,7 +1,7 @@
 """Ratios of our own jobs against their cryptographic floor, measured in one run.
 
 The floor of a job is what its cryptographic calls cost alone, with the same library, in the same rounds.
-Job and floor take turns of about a millisecond, so that a change of the machine's speed meets both sides;
+Job and floor take turns of about four milliseconds, so that a change of the machine's speed meets both sides;
 the figure is the minimum over turns, the spread is median over minimum. See `scale.py` for `scale/*`.
 """
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OUT = Path("build/bench.json")
-TURN_S = 0.001
-TURNS = 4
+TURN_S = 0.004
+TURNS = 2
 """Turns of a job in one round."""
 
 
