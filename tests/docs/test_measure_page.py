@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.docs.page import Step, blocks_of, prints, run
 
 from swsnp.testing.firmware_image import firmware_image
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "measure.md"
-BLOCKS = re.findall(r"^```console\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BLOCKS = blocks_of("how-to/measure.md")
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0][:60])
-def test_commands(block: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block[0].command[:60])
+def test_commands(block: list[Step], tmp_path: Path) -> None:
     """A command of the page ends well, and prints what stands below it, if something does."""
     (tmp_path / "OVMF.fd").write_bytes(firmware_image())
     (tmp_path / "vmlinuz").write_bytes(b"kernel")
-    lines = block.splitlines()
-    commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-ec", "\n".join(commands)],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == (1 if " diff " in commands[-1] else 0), done.stderr
-    if shown := lines[len(commands) :]:
-        assert done.stdout.splitlines() == shown
+    for step in block:
+        done = run(step.command, tmp_path)
+        assert done.returncode == (1 if " diff " in step.command else 0), done.stderr
+        if step.shown:
+            assert prints(step.shown, done.stdout), done.stdout
 
 
 def test_there_are_commands() -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.docs.page import Step, blocks_of, prints, run
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "operator.md"
-BLOCKS = re.findall(r"^```console\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-STEP = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BLOCKS = blocks_of("how-to/operator.md")
 
 
 @pytest.fixture(scope="module")
@@ -21,28 +19,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("operator")
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: " ".join(block.split()[:4]))
-def test_commands(block: str, folder: Path) -> None:
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: " ".join(block[0].command.split()[:4]))
+def test_commands(block: list[Step], folder: Path) -> None:
     """Exit code 1 where the page shows findings, else 0; and every line that stands below a command."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     before = ""
-    for command, shown in STEP.findall(block):
-        done = subprocess.run(
-            ["bash", "-c", f"{before}{command}"],
-            cwd=folder,
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert done.stdout == shown, done.stderr
-        assert done.returncode == (1 if "not clean" in shown and "|" not in command else 0), done.stderr
-        if "=$(" in command:
-            before = f"{command}; "
+    for step in block:
+        done = run(f"{before}{step.command}", folder)
+        assert prints(step.shown, done.stdout), done.stdout + done.stderr
+        refused = "not clean" in step.shown and "|" not in step.command
+        assert done.returncode == (1 if refused else 0), done.stderr
+        if "=$(" in step.command:
+            before = f"{step.command}; "
 
 
 def test_there_are_commands() -> None:
     """A page without commands would prove nothing."""
     assert len(BLOCKS) >= 7
-    assert all(STEP.search(block) for block in BLOCKS)
+    assert all(BLOCKS)
