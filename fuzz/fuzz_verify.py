@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 
 from fuzz.evidence import NOW, evidence
-from swsnp.abi.snp_report import SIGNED_SIZE, Product
-from swsnp.verify import Roots, verify
+from swsnp.abi.snp_report import SIGNED_SIZE, PlatformInfo, Product
+from swsnp.verify import Policy, Roots, verify
 
 __all__ = ["one", "seeds"]
 
 _LENGTHS = 6
+_POLICIES = (
+    Policy(),
+    Policy(minimum_tcb={Product.MILAN: {"snp": 0}}, minimum_launch_tcb={Product.TURIN: {"fmc": 0}}),
+    Policy(
+        required_platform_info=PlatformInfo(1), launch_mit_vector=1, maximum_crl_age_s=1, chip_ids=[bytes(8)]
+    ),
+    Policy(vmpl=0, allow_debug=True, accept_host_report=True, require_committed_current=True),
+)
 
 
 def _input(report: bytes, table: bytes, crl: bytes = b"") -> bytes:
@@ -48,6 +57,8 @@ def one(data: bytes) -> object:
         roots=_roots(),
         at=NOW,
         product=(None, *Product)[data[0] % 4] if data else None,
+        policy=_POLICIES[data[1] % len(_POLICIES)] if len(data) > 1 else Policy(),
+        like="go-sev-guest" if data and data[0] & 0x80 else None,
     )
     if result.authenticated:
         assert report[:SIGNED_SIZE] == evidence().report[:SIGNED_SIZE]
@@ -56,4 +67,5 @@ def one(data: bytes) -> object:
     assert not result.accepted
     for each in result.findings:
         str(each)
+    json.dumps(result.as_dict())
     return tuple((each.check, each.outcome) for each in result.failures)

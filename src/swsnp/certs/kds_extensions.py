@@ -18,6 +18,8 @@ from swsnp.abi.kds import (
     OID_STRUCT_VERSION,
     SPL_OIDS,
     SPL_RESERVED_OIDS,
+    ask_name,
+    asvk_name,
 )
 from swsnp.abi.snp_report import Product, TcbComponents, TcbVersion
 from swsnp.certs import der
@@ -41,7 +43,11 @@ LEAF_OIDS: Final = frozenset(
     )
 )
 _KINDS: Final = {name: kind for kind, name in LEAF_NAMES.items()}
-_ISSUER_PREFIX: Final = {"vcek": "SEV-", "vlek": "SEV-VLEK-"}
+_ISSUERS: Final[dict[tuple[str | None, str], Product]] = {
+    **{("vcek", ask_name(product)): product for product in Product},
+    **{("vlek", asvk_name(product)): product for product in Product},
+}
+_AMDS: Final = f"{EXTENSION_ROOT}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +88,7 @@ def issuing_product(certificate: Certificate) -> Product | None:
 
     The extension productName is no source for this: all Milan steppings say "Milan-B0".
     """
-    kind = leaf_kind(certificate)
-    if kind is None:
-        return None
-    return next((p for p in Product if certificate.issuer_cn == _ISSUER_PREFIX[kind] + p.value), None)
+    return _ISSUERS.get((leaf_kind(certificate), certificate.issuer_cn))
 
 
 def leaf_profile(certificate: Certificate, product: Product) -> LeafProfile:
@@ -117,7 +120,7 @@ def leaf_profile(certificate: Certificate, product: Product) -> LeafProfile:
         csp_id=_ia5(values, OID_CSP_ID, "CSP id")
         if _wanted(values, OID_CSP_ID, "CSP id", kind, "vlek")
         else None,
-        unknown=tuple(oid for oid in values if oid.startswith(f"{EXTENSION_ROOT}.") and oid not in LEAF_OIDS),
+        unknown=tuple(oid for oid in values if oid.startswith(_AMDS) and oid not in LEAF_OIDS),
     )
 
 

@@ -140,7 +140,10 @@ class Certificate:
 
     def extension(self, oid: str) -> Extension | None:
         """The extension of that OID, if there is one."""
-        return next((each for each in self.extensions if each.oid == oid), None)
+        for each in self.extensions:
+            if each.oid == oid:
+                return each
+        return None
 
     def basic_constraints(self) -> BasicConstraints | None:
         """BasicConstraints, if there are any; LayoutError when they are malformed."""
