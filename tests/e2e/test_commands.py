@@ -131,7 +131,7 @@ def test_vm_for_people(tmp_path: Path) -> None:
         (("vm", *VM.replace("cbitpos=51", "cbitpos=47").split()), 2, "cbitpos"),
         (("vm", *VM.replace("EPYC-Milan-v2", "Skylake").split()), 2, "-cpu"),
         (("vm", *VM.split(), "-bios", "/nowhere/OVMF.fd"), 3, "/nowhere/OVMF.fd: cannot be read"),
-        (("vm", *VM.split(), "-kernel", "vmlinuz"), 2, "-kernel: -bios is missing"),
+        (("vm", *VM.split(), "-append", "quiet"), 2, "-append: only allowed with -kernel"),
         (("vm", *VM.split(), "-device", "x"), 2, "-device"),
         (("vm", "--count", "0", *VM.split()), 2, "--count"),
         (("demo", "--profile", "linux-9"), 2, "--profile"),

@@ -216,7 +216,7 @@ def test_vcek_disabled(capsys: pytest.CaptureFixture[str]) -> None:
             2,
             "section 0 (SNP_SECRETS): got 0xa0000000..0xa0001000, wanted it inside RAM",
         ),
-        (firmware_image(), line(",kernel-hashes=on"), 2, "'kernel-hashes': got on, wanted -kernel with it"),
+        (firmware_image(), line(",kernel-hashes=on"), 2, "'kernel-hashes': got on, wanted -bios and -kernel"),
         (
             firmware_image(hash_table=(0, 0)),
             line(",kernel-hashes=on", "-kernel vmlinuz"),

@@ -256,7 +256,7 @@ def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS
     if maxcpus < cpus:
         raise UsageError(f"-smp: maxcpus {maxcpus}, wanted at least cpus, {cpus}")
     cpu_model = options.get("cpu", {}).get("model", _DEFAULT_CPU if direct else "")
-    return QemuOptions(
+    parsed = QemuOptions(
         name=options.get("name", {}).get("guest", "vm0"),
         cpus=cpus,
         maxcpus=maxcpus,
@@ -269,6 +269,9 @@ def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS
         no_reboot="no-reboot" in options,
         **loaded,
     )
+    if parsed.snp.kernel_hashes and None in (parsed.kernel, parsed.bios):
+        raise UsageError("sev-snp-guest: property 'kernel-hashes': got on, wanted -bios and -kernel with it")
+    return parsed
 
 
 def _loaded(texts: Mapping[str, str]) -> dict[str, Any]:

@@ -26,10 +26,8 @@ def plan_of(options: QemuOptions) -> LaunchConfig | None:
 
     Raises:
         InputError: a file that cannot be read.
-        UsageError: kernel-hashes=on without -kernel, or a CPU model without a known signature.
+        UsageError: a CPU model without a known signature.
     """
-    if options.snp.kernel_hashes and options.kernel is None:
-        raise UsageError("sev-snp-guest: property 'kernel-hashes': got on, wanted -kernel with it")
     if options.bios is None:
         return None
     signature = signature_of_model(options.cpu_model)

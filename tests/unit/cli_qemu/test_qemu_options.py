@@ -59,7 +59,8 @@ def test_every_property() -> None:
         line(
             "cbitpos=51,reduced-phys-bits=5,sev-device=/dev/sev1,kernel-hashes=on,policy=0xb0000,"
             f"guest-visible-workarounds={b64(16)},id-block={b64(96)},id-auth={b64(4096)},"
-            f"author-key-enabled=on,vcek-disabled=true,host-data={b64(32)},certs-filename=a,,b,certs-timeout=250"
+            f"author-key-enabled=on,vcek-disabled=true,host-data={b64(32)},certs-filename=a,,b,certs-timeout=250",
+            "-bios b -kernel k",
         )
     )
     config = options.vm_config()
@@ -303,3 +304,10 @@ def test_kernel_with_an_object() -> None:
     assert (options.snp.cbitpos, options.snp.reduced_phys_bits) == (39, 1)
     assert options.snp.certs_path == Path("blob")
     assert (options.initrd, options.serial, options.no_reboot) == (Path("i"), "file:log", False)
+
+
+@pytest.mark.parametrize("more", ["", "-bios b", "-kernel k"])
+def test_kernel_hashes_for_nobody(more: str) -> None:
+    """kernel-hashes=on: hashes of a kernel, for a firmware that looks at them; QEMU gives up as well."""
+    with pytest.raises(UsageError, match="'kernel-hashes': got on, wanted -bios and -kernel with it"):
+        parse_qemu_options(line("cbitpos=51,reduced-phys-bits=1,kernel-hashes=on", more))
