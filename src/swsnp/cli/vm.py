@@ -25,6 +25,7 @@ stands in for it. With -kernel and no -bios the kernel really runs, as an SNP gu
 /dev/kvm; its memory is neither encrypted nor hidden from the host.
 Examples:
   swsnp vm -kernel vmlinuz -initrd initrd.img -append console=ttyS0 -m 512M -no-reboot
+  swsnp vm -kernel vmlinuz -m 512M --modules /lib/modules/6.12.0 --exec ./client --nonce 00
   swsnp vm -smp 4 -cpu EPYC-Milan-v2
     -machine q35,confidential-guest-support=sev0,memory-backend=ram1
     -object memory-backend-memfd,id=ram1,size=4G,share=true,reserve=false
@@ -138,4 +139,29 @@ def _add_kernel_options(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--system-map", type=Path, metavar="FILE", help="the kernel's, for names in the trace")
     group.add_argument("--stats", type=Path, metavar="FILE", help="how it ended and what it took, as JSON")
+    _add_program_options(command)
     group.add_argument("--save-root", type=Path, metavar="FILE", help="write the machine's root, DER")
+
+
+def _add_program_options(command: argparse.ArgumentParser) -> None:
+    """What makes the guest run one program and end with it."""
+    from argparse import REMAINDER
+
+    group = command.add_argument_group("run one program in the guest, with -kernel and without -bios")
+    group.add_argument(
+        "--exec",
+        nargs=REMAINDER,
+        metavar="PROGRAM ARGS",
+        help="PROGRAM ARGS: a static program of this host, or a path in --exec-dir; all that follows is its. "
+        "Its standard output and exit status become this command's, console and errors go to stderr",
+    )
+    group.add_argument("--exec-dir", type=Path, metavar="DIR", help="becomes the guest's root directory")
+    group.add_argument(
+        "--modules", type=Path, metavar="DIR", help="the kernel's modules, as its package holds them"
+    )
+    group.add_argument(
+        "--module",
+        action="append",
+        metavar="NAME",
+        help="load it with what it depends on; may be given again (default: sev-guest)",
+    )

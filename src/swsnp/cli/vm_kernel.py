@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swsnp.abi.ghcb import ExitCode, describe_termination
 from swsnp.cli import BAD_VERDICT, GOOD, common
+from swsnp.cli.vm_program import program_of
 from swsnp.cpu.plain_kvm import LinuxKvm, probe_for_linux
 from swsnp.errors import HostError, InputError, UsageError
 from swsnp.machine import Machine
@@ -21,7 +22,8 @@ from swsnp.trace import GuestLeft, Vmgexit
 from swsnp.vmm import stop as stops
 from swsnp.vmm.devices.bus import Bus
 from swsnp.vmm.devices.legacy import attach_legacy
-from swsnp.vmm.devices.serial import COM1, COM1_LINE, Serial16550
+from swsnp.vmm.devices.serial import COM1, COM1_LINE, COM2, COM2_LINE, Serial16550
+from swsnp.vmm.initramfs import exit_status
 
 if TYPE_CHECKING:
     import argparse
@@ -41,11 +43,15 @@ _FLUSH_S: Final = 0.05
 def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
     """Boot the kernel; the exit code is the guest's own status, 0 after a reset with -no-reboot.
 
-    Files are judged first, then the host.
+    Files are judged first, then the host. With --exec it is the program's, and the guest boots once.
     """
     assert options.kernel is not None  # noqa: S101  # the caller looked
     kernel = read_kernel(options.kernel)
     initrd = _read(options.initrd) if options.initrd is not None else b""
+    program = program_of(ours, kernel)
+    if program is not None:
+        initrd = initrd + bytes(-len(initrd) % 4) + program.initramfs
+        options = replace(options, append=f"{program.cmdline} {options.append}".rstrip(), no_reboot=True)
     symbols = _symbols(ours.system_map)
     processor = _judged_host(options.snp.cbitpos)
     machine = Machine(
@@ -55,13 +61,14 @@ def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
         common.save(ours.save_root, machine.root_certificate)
     LinuxKvm.listen_for_interrupts()
     while True:
-        guest = _Guest(machine, kernel, initrd, options, processor)
+        guest = _Guest(machine, kernel, initrd, options, processor, console_apart=program is not None)
         with guest, _traced(machine.trace, ours.trace, symbols):
             stop = guest.run(ours.timeout)
             if ours.stats is not None:
                 common.save(ours.stats, json.dumps(guest.stats(stop), indent=2).encode() + b"\n")
             if not (isinstance(stop, stops.PoweredOff) and stop.status is None and not options.no_reboot):
-                return _exit_code(stop, guest, symbols)
+                code = _exit_code(stop, guest, symbols)
+                return code if program is None else _program_code(stop)
 
 
 def _read(path: Path) -> bytes:
@@ -100,8 +107,11 @@ class _Guest:
         initrd: bytes,
         options: QemuOptions,
         processor: HostProcessor,
+        *,
+        console_apart: bool,
     ) -> None:
         self._machine = machine
+        self._console = sys.stderr.buffer if console_apart else sys.stdout.buffer
         self._log = _log_file(options.serial)
         self._terminated: int | None = None
         self._vmgexits = 0
@@ -118,20 +128,23 @@ class _Guest:
         )
         self._serial = Serial16550(self.vm.interrupt_line(COM1_LINE), self._show)
         bus.attach_ports(COM1, self._serial)
+        self._output = Serial16550(self.vm.interrupt_line(COM2_LINE), _to_stdout)
+        if console_apart:
+            bus.attach_ports(COM2, self._output)
         self._flushing = threading.Event()
 
     def __enter__(self) -> _Guest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._serial.flush()
+        self._flush_all()
         self.vm.close()
         if self._log is not None:
             self._log.close()
 
     def _show(self, data: bytes) -> None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        self._console.write(data)
+        self._console.flush()
         if self._log is not None:
             self._log.write(data)
             self._log.flush()
@@ -149,7 +162,11 @@ class _Guest:
 
     def _flush(self) -> None:
         while not self._flushing.wait(_FLUSH_S):
-            self._serial.flush()
+            self._flush_all()
+
+    def _flush_all(self) -> None:
+        self._serial.flush()
+        self._output.flush()
 
     def _watch(self, event: TraceEvent) -> None:
         if isinstance(event, Vmgexit):
@@ -171,6 +188,11 @@ class _Guest:
             "ghcb_events": self._vmgexits,
             "rewritten": len(self.vm.processors[0].sites),
         }
+
+
+def _to_stdout(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 def _log_file(serial: str) -> Any:
@@ -196,6 +218,13 @@ def _exit_code(stop: stops.StopReason, guest: _Guest, symbols: Callable[[int], s
     )
     print(f"swsnp vm: {_reason(stop, guest)} ({where})", file=sys.stderr)
     return BAD_VERDICT
+
+
+def _program_code(stop: stops.StopReason) -> int:
+    status = stop.status if isinstance(stop, stops.PoweredOff) else None
+    if status is None and isinstance(stop, stops.PoweredOff):
+        print("swsnp vm: the guest ended without the program's exit status", file=sys.stderr)
+    return exit_status(status)
 
 
 def _reason(stop: stops.StopReason, guest: _Guest) -> str:

@@ -6,7 +6,7 @@ Source: Linux, Documentation/arch/x86/boot.rst; System V ABI, ELF-64.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.linux_boot import BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET, SetupHeader
@@ -28,6 +28,7 @@ _PHDR: Final = struct.Struct("<IIQQQQQQ")
 _SHDR: Final = struct.Struct("<IIQQQQIIQQ")
 _ET_EXEC, _X86_64, _PT_LOAD, _PF_X, _SHT_PROGBITS, _SHF_EXECINSTR = 2, 62, 1, 1, 1, 4
 _VMGEXIT: Final = b"\xf3\x0f\x01\xd9"
+_LONGEST_VERSION: Final = 256
 _LARGEST: Final = 1 << 30
 """No kernel is that large: a payload that claims more is refused before memory is spent on it."""
 
@@ -43,12 +44,16 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class KernelImage:
-    """What is loaded of a kernel; `entry` and the ranges of `code` are physical addresses."""
+    """What is loaded of a kernel; `entry` and the ranges of `code` are physical addresses.
+
+    `release` is what `uname -r` says there, "" when the file does not tell.
+    """
 
     header: SetupHeader = field(repr=False)
     entry: int
     segments: tuple[Segment, ...]
     code: tuple[range, ...]
+    release: str = ""
 
     @property
     def start(self) -> int:
@@ -86,7 +91,7 @@ def parse_kernel(raw: bytes, name: str) -> KernelImage:
             f"the file has {max(0, len(raw) - start)} there"
         )
     elf = _decompressed(payload, name)
-    image = _loaded(elf, header, name)
+    image = replace(_loaded(elf, header, name), release=_release(raw, header))
     if not any(_VMGEXIT in elf[at : at + size] for at, size in _code_in_file(elf)):
         raise InputError(
             f"{name}: the kernel has no VMGEXIT instruction; wanted one built with "
@@ -107,6 +112,15 @@ def _header(raw: bytes, name: str) -> SetupHeader:
         version = f"{header.version >> 8}.{header.version & 0xFF:02}"
         raise InputError(f"{name}: boot protocol {version}, wanted a 64-bit kernel of protocol 2.12 or later")
     return header
+
+
+def _release(raw: bytes, header: SetupHeader) -> str:
+    """The first word of the version text, whose offset counts from the second sector."""
+    if not header.kernel_version:
+        return ""
+    start = header.kernel_version + _SECTOR
+    words = raw[start : start + _LONGEST_VERSION].partition(b"\0")[0].split()
+    return words[0].decode(errors="replace") if words else ""
 
 
 # Compression

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["COM1", "COM1_LINE", "Serial16550"]
+__all__ = ["COM1", "COM1_LINE", "COM2", "COM2_LINE", "Serial16550"]
 
 COM1: Final = range(0x3F8, 0x400)
 COM1_LINE: Final = 4
+COM2: Final = range(0x2F8, 0x300)
+COM2_LINE: Final = 3
 _DATA, _IER, _IIR, _LCR, _MCR, _LSR, _MSR, _SCRATCH = range(8)
 _DLAB: Final = 0x80
 _LOOPBACK: Final = 0x10

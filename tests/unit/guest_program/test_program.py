@@ -1,0 +1,138 @@
+"""The first file system of a guest that runs one program; what could not run is refused before a boot."""
+
+from __future__ import annotations
+
+import stat
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.guest_program.conftest import RELEASE
+from tests.unit.guest_program.test_cpio import unpack
+
+from swsnp.errors import InputError, SwsnpError, UsageError
+from swsnp.vmm.guest_init import INIT_FAILED, InitPlan, build_init
+from swsnp.vmm.initramfs import exit_status, prepare_program
+from swsnp.vmm.kernel_modules import find_modules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+STATIC = build_init(InitPlan(argv=("/bin/p",), environment=()))
+
+
+def dynamic(interpreter: str, machine: int = 62) -> bytes:
+    """An ELF-64 program that names a dynamic linker."""
+    ehdr = b"\x7fELF\2\1\1".ljust(16, b"\0")
+    ehdr += struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 64, 0, 0, 64, 56, 1, 64, 0, 0)
+    raw = interpreter.encode() + b"\0"
+    return ehdr + struct.pack("<IIQQQQQQ", 3, 4, 120, 0, 0, len(raw), len(raw), 1) + raw
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Path:
+    """A static program."""
+    path = tmp_path / "client"
+    path.write_bytes(STATIC)
+    return path
+
+
+def test_static_program(client: Path) -> None:
+    """The program lies in /bin, the init is told its arguments, and the kernel is told the init."""
+    made = prepare_program([str(client), "a b", "-c"])
+    files = unpack(made.initramfs)
+    assert files["bin/client"].data == STATIC
+    assert all(text in files[".swsnp/init"].data for text in (b"/bin/client\0", b"a b\0", b"-c\0"))
+    assert made.cmdline.split()[-1] == "rdinit=/.swsnp/init"
+    assert stat.S_ISCHR(files["dev/console"].mode)
+    assert files["dev/console"].rdev == (5, 1)
+
+
+def test_same_bytes(client: Path) -> None:
+    """A measurement that covers the archive can be computed beforehand anywhere."""
+    assert prepare_program([str(client)]) == prepare_program([str(client)])
+
+
+def test_modules(client: Path, package: Callable[..., Path]) -> None:
+    """Modules lie in the archive in their order; configfs is mounted where its module is loaded."""
+    modules = find_modules(package({"tsm": "configfs", "configfs": ""}), ("tsm",))
+    made = prepare_program([str(client)], modules=modules)
+    files = unpack(made.initramfs)
+    assert [path for path in files if path.endswith(".ko")] == [
+        ".swsnp/modules/00-configfs.ko",
+        ".swsnp/modules/01-tsm.ko",
+    ]
+    init = files[".swsnp/init"].data
+    assert init.index(b"/.swsnp/modules/00") < init.index(b"/.swsnp/modules/01") < init.index(b"/sys/kernel")
+    assert made.release == RELEASE
+
+
+def test_tree(tmp_path: Path) -> None:
+    """With a directory the program is a path in it, and its interpreter may lie there."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "ld.so").write_bytes(STATIC)
+    (tmp_path / "client").write_bytes(dynamic("/lib/ld.so"))
+    files = unpack(prepare_program(["/client"], tree=tmp_path).initramfs)
+    assert files["lib/ld.so"].data == STATIC
+    assert b"/client\0" in files[".swsnp/init"].data
+
+
+def test_tree_with_linked_directory(tmp_path: Path) -> None:
+    """Debian's /lib64 is a link into /usr: what lies behind it counts as there."""
+    (tmp_path / "usr" / "lib64").mkdir(parents=True)
+    (tmp_path / "lib64").symlink_to("usr/lib64")
+    (tmp_path / "client").write_bytes(dynamic("/lib64/ld.so"))
+    assert prepare_program(["client"], tree=tmp_path).initramfs
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (dynamic("/lib64/ld.so"), r"needs /lib64/ld\.so, which the guest does not have"),
+        (b"#!/bin/sh\n", r"needs /bin/sh, which the guest does not have"),
+        (b"#!\n", r"needs , which"),
+        (b"text", r"begins with 74 65 78 74; wanted an ELF-64 program or a script"),
+        (dynamic("/lib64/ld.so", machine=183), r"is for ELF machine 183, wanted 62"),
+        (dynamic("/lib64/ld.so")[:70], r"damaged: program headers lie outside its 70 bytes"),
+    ],
+)
+def test_refused_programs(tmp_path: Path, content: bytes, why: str) -> None:
+    """execve(2) in the guest would fail for these."""
+    path = tmp_path / "client"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=why):
+        prepare_program([str(path)])
+
+
+def test_missing_program(tmp_path: Path) -> None:
+    """A file that is not there, on the host or in the directory."""
+    with pytest.raises(InputError, match="cannot be read"):
+        prepare_program([str(tmp_path / "none")])
+    with pytest.raises(InputError, match="no none; with a directory"):
+        prepare_program(["/none"], tree=tmp_path)
+
+
+@pytest.mark.parametrize("command", [[], [""]])
+def test_no_program(command: list[str]) -> None:
+    """--exec without a word."""
+    with pytest.raises(UsageError, match="wanted a program"):
+        prepare_program(command)
+
+
+@given(st.binary(max_size=200))
+def test_hostile_programs(tmp_path_factory: pytest.TempPathFactory, tail: bytes) -> None:
+    """Any file is a program for the guest or refused, with its name."""
+    path = tmp_path_factory.mktemp("hostile") / "client"
+    path.write_bytes(b"\x7fELF\2\1" + tail)
+    try:
+        prepare_program([str(path)])
+    except SwsnpError as error:
+        assert str(path) in str(error)  # noqa: PT017  # either outcome is right
+
+
+def test_exit_status() -> None:
+    """A guest that ended without a status has failed, whatever its kernel thinks."""
+    assert (exit_status(0), exit_status(137), exit_status(None)) == (0, 137, INIT_FAILED)
