@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["batch_rows"]
 
-_ROWS: Final = 4096
-_CHUNK: Final = 256
-_TURNS: Final = 7
+_ROWS: Final = 2048
+_CHUNK: Final = 128
+_TURNS: Final = 5
 _DIFFERENT: Final = 64
 """Reports that are signed; the file repeats them."""
 
