@@ -14,12 +14,23 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
+from swsnp.cli.inputs import LARGEST
 from swsnp.errors import HostError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-__all__ = ["COLUMNS", "DirectorySource", "Item", "ParquetSource", "Row", "RowId", "Source", "open_source"]
+__all__ = [
+    "COLUMNS",
+    "DirectorySource",
+    "Item",
+    "ParquetSource",
+    "Row",
+    "RowId",
+    "Source",
+    "open_source",
+    "read_row",
+]
 
 RowId: TypeAlias = int | str
 """Number of the row in a Parquet file, from 0; path below the directory."""
@@ -27,7 +38,6 @@ COLUMNS: Final = ("certs", "vcek", "report_data", "measurement")
 """What may stand beside `report`."""
 _ROW_COLUMNS: Final = ("report", *COLUMNS)
 """As in `Row`."""
-_LARGEST: Final = 1 << 20
 _PARQUET_MAGIC: Final = b"PAR1"
 _FOOTER: Final = 1 << 16
 
@@ -143,15 +153,15 @@ def read_row(path: str) -> Row:
 def _read(path: str, *, wanted: bool) -> bytes | None:
     try:
         with Path(path).open("rb") as file:
-            data = file.read(_LARGEST + 1)
+            data = file.read(LARGEST + 1)
     except FileNotFoundError:
         if wanted:
             raise InputError(f"{path}: is gone") from None
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
-    if len(data) > _LARGEST:
-        raise InputError(f"{path}: got more than {_LARGEST} bytes")
+    if len(data) > LARGEST:
+        raise InputError(f"{path}: got more than {LARGEST} bytes")
     return data
 
 
