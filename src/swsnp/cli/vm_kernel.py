@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from swsnp.abi.ghcb import ExitCode, describe_termination
 from swsnp.cli import BAD_VERDICT, GOOD, common
 from swsnp.cli.vm_program import program_of
+from swsnp.cli.vm_terminal import Terminal
 from swsnp.cpu.plain_kvm import LinuxKvm, probe_for_linux
 from swsnp.errors import HostError, InputError, UsageError
 from swsnp.machine import Machine
@@ -115,6 +118,7 @@ class _Guest:
         self._log = _log_file(options.serial)
         self._terminated: int | None = None
         self._vmgexits = 0
+        self._quit = False
         bus, power = Bus(), stops.PowerSwitch()
         attach_legacy(bus, power, utc_now)
         config = options.vm_config()
@@ -155,10 +159,28 @@ class _Guest:
         flusher.start()
         with self._machine.trace.listen(self._watch):
             try:
-                return self.vm.run(timeout_s)
+                with self._terminal():
+                    return self.vm.run(timeout_s)
+            except KeyboardInterrupt:
+                if self._quit:
+                    return stops.PoweredOff("terminal", GOOD)
+                raise
             finally:
                 self._flushing.set()
                 flusher.join()
+
+    def _terminal(self) -> AbstractContextManager[object]:
+        """Standard input goes to the console, unless a program has the console beside its own output."""
+        if self._console is not sys.stdout.buffer or sys.stdin is None or sys.stdin.closed:
+            return nullcontext()
+        try:
+            return Terminal(self._serial.receive, self._interrupt, sys.stdin.fileno())
+        except (OSError, ValueError):  # what stands for it has no descriptor
+            return nullcontext()
+
+    def _interrupt(self) -> None:
+        self._quit = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _flush(self) -> None:
         while not self._flushing.wait(_FLUSH_S):
