@@ -93,6 +93,7 @@ class HostKernelModel:
         tsc_khz: int = 2_000_000,
         cpuid: Callable[[int], tuple[int, int, int, int]] = no_cpuid,
         psp_mutex: Turn | None = None,
+        launch_large: bool = False,
     ) -> None:
         """Start the kernel.
 
@@ -111,6 +112,7 @@ class HostKernelModel:
             tsc_khz: TSC frequency of guests with Secure TSC.
             cpuid: leaf to EAX, EBX, ECX, EDX, for the CPUID requests of the GHCB MSR protocol.
             psp_mutex: held over a command to the secure processor; see `PspDriver`.
+            launch_large: load 2 MiB with one command where that can be, which no Linux does.
         """
         self.profile = profile
         self.memory = memory
@@ -123,6 +125,7 @@ class HostKernelModel:
         self.vmsa_features = int(vmsa_features)
         self.tsc_khz = tsc_khz
         self.cpuid = cpuid
+        self.launch_large = launch_large
         self.driver = PspDriver(mailbox, memory=memory, rmp=rmp, snp_host=snp_enabled, mutex=psp_mutex)
         self.asids = AsidPool(max_asid, self.driver)
         if snp_enabled:

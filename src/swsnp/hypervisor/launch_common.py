@@ -59,7 +59,7 @@ def copy_in(vm: Vm, kind: type[_R], address: int) -> _R | None:
         return None
 
 
-def update_buffer(sev: SevState, spa: int, page_type: int) -> bytes:
-    """The firmware's command for one 4 KiB page; VMPL1 to 3 get no permissions."""
-    info = LaunchUpdateInfo.of(page_type=page_type)
+def update_buffer(sev: SevState, spa: int, page_type: int, *, page_size: int = 0) -> bytes:
+    """The firmware's command for one page of 4 KiB (0) or 2 MiB (1); VMPL1 to 3 get no permissions."""
+    info = LaunchUpdateInfo.of(page_type=page_type, page_size=page_size)
     return bytes(LaunchUpdate(gctx_paddr=sev.gctx or 0, info=info, page_paddr=spa))

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["launch_update"]
 
+_LARGE: Final = 2 << 20
+_LARGE_PAGES: Final = _LARGE // PAGE
+_LARGE_TYPES: Final = frozenset({PageType.NORMAL, PageType.ZERO, PageType.UNMEASURED})
 _LOADABLE: Final = frozenset(
     {PageType.NORMAL, PageType.ZERO, PageType.UNMEASURED, PageType.SECRETS, PageType.CPUID}
 )
@@ -61,14 +64,49 @@ def _populate(vm: Vm, fd: int, slot: MemorySlot, wanted: KvmSevSnpLaunchUpdate) 
     """Load pages up to the first failure or the slot's end: how many, and the failure's status."""
     gpa = wanted.gfn_start * PAGE
     npages = min(wanted.len, slot.gpa + slot.size - gpa) // PAGE
-    for at in range(npages):
+    at = 0
+    while at < npages:
         if vm.task.signal_pending:
             return at, 0
         source = wanted.uaddr + at * PAGE if wanted.type != PageType.ZERO and wanted.uaddr else None
+        if npages - at >= _LARGE_PAGES and _load_large(vm, fd, slot, gpa + at * PAGE, wanted.type, source):
+            at += _LARGE_PAGES
+            continue
         result = _load_page(vm, fd, slot, gpa + at * PAGE, wanted.type, source)
         if result.ret:
             return at, result.fw
+        at += 1
     return npages, 0
+
+
+def _load_large(vm: Vm, fd: int, slot: MemorySlot, gpa: int, page_type: int, source: int | None) -> bool:
+    """Load 2 MiB with one command where the host is to (`launch_large`); False: nothing was done.
+
+    Linux loads page by page. The launch digest is the same, and a kernel of many megabytes is there sooner.
+    """
+    memory, sev = vm.memory, vm.sev
+    spa = slot.private_address(gpa)
+    if not vm.host.launch_large or page_type not in _LARGE_TYPES or sev is None or spa is None:
+        return False
+    if (gpa | spa) % _LARGE or not memory.attributes.all_equal(
+        gpa >> 12, (gpa + _LARGE) >> 12, MemoryAttribute.PRIVATE
+    ):
+        return False
+    if memory.rmp.first_assigned(range(spa, spa + _LARGE, PAGE)) is not None:
+        return False
+    if source is not None:
+        try:
+            memory.system.write(spa, vm.task.read(source, _LARGE))
+        except BusError:
+            return False
+    if vm.driver.make_private(spa, gpa=gpa, asid=sev.asid, immutable=True, page_size=1):
+        return False
+    buffer = update_buffer(sev, spa, page_type, page_size=1)
+    if vm.driver.issue_by_fd(vm.task, fd, Command.SNP_LAUNCH_UPDATE, buffer).ret:
+        vm.reclaim(spa)
+        return False
+    memory.note_assigned(slot, spa, _LARGE)
+    return True
 
 
 def _load_page(

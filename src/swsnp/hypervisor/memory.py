@@ -367,8 +367,7 @@ class NestedPaging:
             return
         new = RmpUpdate(assigned=True, asid=self.asid, gpa=gpa, page_size=1)
         if self.rmp.rmpupdate(spa, new) == RmpUpdateCode.SUCCESS:
-            first = (spa - slot.memfd.address) // PAGE
-            slot.memfd.assigned.update(range(first, first + _LARGE // PAGE))
+            self.note_assigned(slot, spa, _LARGE)
 
     def _shared_run(self, gpa: int, size: int) -> tuple[memoryview, range] | None:
         """A shared range of several pages in one memslot, with its pages' system addresses.
@@ -438,10 +437,11 @@ class NestedPaging:
         self.note_assigned(slot, spa)
         return True
 
-    def note_assigned(self, slot: MemorySlot, spa: int) -> None:
-        """Remember that the RMP gives a page of the slot's guest_memfd to the guest."""
+    def note_assigned(self, slot: MemorySlot, spa: int, size: int = PAGE) -> None:
+        """Remember that the RMP gives pages of the slot's guest_memfd to the guest."""
         if slot.memfd is not None:
-            slot.memfd.assigned.add((spa - slot.memfd.address) // PAGE)
+            first = (spa - slot.memfd.address) // PAGE
+            slot.memfd.assigned.update(range(first, first + size // PAGE))
 
     def _require_valid(self, entry: RmpEntry, page_gpa: int) -> None:
         inside = page_gpa & _LARGE_OFFSET if entry.page_size else 0

@@ -264,9 +264,10 @@ class PspDriver:
 
     # Page states
 
-    def make_private(self, spa: int, *, gpa: int, asid: int, immutable: bool) -> int:
+    def make_private(self, spa: int, *, gpa: int, asid: int, immutable: bool, page_size: int = 0) -> int:
         """RMPUPDATE of a page to a guest: Pre-Guest if immutable, else Guest-Invalid; as `make_shared`."""
-        return self._update(spa, RmpUpdate(assigned=True, asid=asid, gpa=gpa, immutable=immutable))
+        new = RmpUpdate(assigned=True, asid=asid, gpa=gpa, immutable=immutable, page_size=page_size)
+        return self._update(spa, new)
 
     def make_firmware(self, spa: int) -> int:
         """RMPUPDATE of a page to the Firmware state; as `make_shared`."""

@@ -131,6 +131,8 @@ class KernelVm:
                 power=power,
             )
             undo.callback(self._running.close)
+            for part in self.boot.parts:
+                self._running.forget(part.gpa, len(part.data))
             self._undo = undo.pop_all()
 
     def _make_processor(self, memory: NestedPaging, vcpu: int) -> Processor:

@@ -144,6 +144,7 @@ class Machine:
             processors=lambda memory, name, vcpu: self._makers[name](memory, vcpu),
             cbit=MODEL_CBITPOS if processor is None else processor.c_bit,
             cpuid=no_cpuid if processor is None else processor.cpuid,
+            launch_large=processor is not None,
         )
         self._makers: dict[str, Callable[[NestedPaging, int], Processor]] = {}
         self._root_of = same_root_as

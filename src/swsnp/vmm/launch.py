@@ -117,6 +117,10 @@ class RunningVm:
         """Guest memory's shared side; BusError where there is none."""
         self._ram.write(gpa, data)
 
+    def forget(self, gpa: int, size: int) -> None:
+        """Throw away the shared side of pages that were launched from there; BusError as `read`."""
+        self._ram.discard(gpa, size)
+
     def convert(self, gpa: int, npages: int, *, private: bool) -> Conversion:
         """Give pages the state that their guest assumes, as after a move; see `GuestRam.convert`."""
         return self._ram.convert(gpa, npages, private=private)

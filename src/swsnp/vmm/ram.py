@@ -129,6 +129,10 @@ class GuestRam:
         for address, start, size in targets:
             self._host.write(address, view[start : start + size])
 
+    def discard(self, gpa: int, size: int) -> None:
+        """Throw the shared side of whole pages away; they read as zeros. BusError as `user_address`."""
+        self._host.discard(self.user_address(gpa, size), size)
+
     def set_private(self, gpa: int, size: int, *, private: bool) -> int:
         """KVM_SET_MEMORY_ATTRIBUTES; 0 or -errno."""
         wanted = KvmMemoryAttributes(
