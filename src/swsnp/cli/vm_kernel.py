@@ -115,7 +115,6 @@ class _Guest:
     ) -> None:
         self._machine = machine
         self._console = sys.stderr.buffer if console_apart else sys.stdout.buffer
-        self._log = _log_file(options.serial)
         self._terminated: int | None = None
         self._vmgexits = 0
         self._quit = False
@@ -136,6 +135,11 @@ class _Guest:
         if console_apart:
             bus.attach_ports(COM2, self._output)
         self._flushing = threading.Event()
+        try:
+            self._log = _log_file(options.serial)
+        except BaseException:
+            self.vm.close()
+            raise
 
     def __enter__(self) -> _Guest:
         return self
@@ -323,7 +327,10 @@ def _traced(trace: Trace, path: Path | None, symbols: Callable[[int], str]) -> A
             with trace.listen(show):
                 yield
         finally:
-            file.flush()
+            if file is sys.stderr:
+                file.flush()
+            else:
+                file.close()
 
     return writing()
 

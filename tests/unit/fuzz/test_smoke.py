@@ -54,6 +54,7 @@ def test_every_reader_has_a_harness() -> None:
         "tsm_text",
         "firmware",
         "cpuid_dump",
+        "kernel_image",
     }
 
 

@@ -120,6 +120,7 @@ class ScriptedChip:
         old = self.rmp[address]
         fields: dict[str, Any] = {
             "assigned": old.assigned,
+            "page_size": old.page_size,
             "immutable": old.immutable,
             "asid": old.asid,
             "gpa": old.gpa,

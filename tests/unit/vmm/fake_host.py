@@ -52,6 +52,7 @@ class FakeHost:
         self.update_pages = 1 << 20
         self.updates: list[tuple[int, int, int]] = []
         self.interrupted: list[int] = []
+        self.on_interrupt: Callable[[int], None] = lambda _: None
         self._next_fd, self._next_address = 3, 0x7F00_0000_0000
 
     # --- descriptors and memory
@@ -105,6 +106,7 @@ class FakeHost:
 
     def interrupt_vcpu(self, fd: int) -> None:
         self.interrupted.append(fd)
+        self.on_interrupt(fd)
 
     def discard_memfd(self, fd: int, offset: int, size: int) -> int:
         self.discarded.append((f"memfd {fd}", offset, size))

@@ -22,6 +22,7 @@ _CMOS: Final = range(0x70, 0x72)
 _DEBUG_EXIT: Final = range(0xF4, 0xF8)
 _STATUS: Final = 4
 _RESET: Final = 0xFE
+_INPUT_FULL: Final = 2
 _24_HOURS_BCD: Final = 0x02
 _VALID: Final = 0x80
 _CENTURY: Final = 0x32
@@ -34,8 +35,12 @@ class I8042:
         self._power = power
 
     def read(self, offset: int, size: int) -> int:
-        """All ones: no controller, and port 61h is the timer's, KVM's own."""
-        return (1 << 8 * size) - 1
+        """All ones: no controller. But its input buffer is empty, or Linux waits for that before it resets.
+
+        Port 61h is the timer's, KVM's own.
+        """
+        ones = (1 << 8 * size) - 1
+        return ones & ~_INPUT_FULL if offset == _STATUS else ones
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Command FEh at port 64h pulses the reset line."""

@@ -1,0 +1,173 @@
+"""`swsnp vm -kernel`: files are judged before the host, and every end has its exit code and words."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from swsnp.cli import main
+from swsnp.cpu.plain_kvm import Verdict, probe, probe_for_linux
+from swsnp.machine import Machine
+from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image, tiny_kernel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Skip
+
+    from swsnp.machine.kernel_vm import KernelVm
+
+GOOD_HOST = Verdict(usable=True)
+VMGEXIT = "f3 0f 01 d9"
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> str:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(tiny_kernel())
+    return str(path)
+
+
+def code(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "code"
+    path.write_bytes(bz_image(elf_image(bytes.fromhex(text))))
+    return str(path)
+
+
+@pytest.fixture
+def any_kvm(cannot_run: Skip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose KVM runs tiny guests; the tiny kernel needs no more, whatever Linux would."""
+    verdict = probe()
+    if not verdict.usable:
+        cannot_run(verdict.reason, verdict.remedy, avoidable=False)
+    monkeypatch.setattr("swsnp.cli.vm_kernel.probe_for_linux", lambda: GOOD_HOST)
+
+
+def vm(*arguments: str) -> int:
+    return main(["vm", *arguments])
+
+
+def test_wrong_files(tmp_path: Path, kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 3 and the file's name, before the host is looked at."""
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(bytes(2048))
+    bad_map = tmp_path / "map"
+    bad_map.write_text("ffffffff81000000 T _text\nnonsense\n")
+    for arguments, text in (
+        (["-kernel", str(wrong)], f"{wrong}: not a bzImage"),
+        (["-kernel", "/nowhere/k"], "/nowhere/k: cannot be read"),
+        (["-kernel", kernel, "-initrd", "/nowhere/i"], "/nowhere/i: cannot be read"),
+        (["-kernel", kernel, "--system-map", "/nowhere/m"], "/nowhere/m: cannot be read"),
+        (["-kernel", kernel, "--system-map", str(bad_map)], f"{bad_map}: line 2: wanted address"),
+    ):
+        assert vm(*arguments) == 3
+        assert text in capsys.readouterr().err
+
+
+def test_host_that_cannot(
+    kernel: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 4 with the reason and the remedy."""
+    verdict = Verdict(usable=False, reason="/dev/kvm: lacks POPCNT", remedy="another host")
+    monkeypatch.setattr("swsnp.cli.vm_kernel.probe_for_linux", lambda: verdict)
+    assert vm("-kernel", kernel) == 4
+    assert "/dev/kvm: lacks POPCNT; remedy: another host" in capsys.readouterr().err
+
+
+def test_probe_tells_hosts_apart(cannot_run: Skip) -> None:
+    """A KVM that runs five instructions may still lack what Linux needs; then it says which came first."""
+    tiny = probe()
+    if not tiny.usable:
+        cannot_run(tiny.reason, tiny.remedy, avoidable=False)
+    verdict = probe_for_linux()
+    assert verdict.usable or ("lacks instructions that Linux needs" in verdict.reason and verdict.remedy)
+
+
+@pytest.mark.usefixtures("any_kvm")
+def test_guest_status(kernel: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """The exit code is the guest's own; its console comes out as it is, and into the log."""
+    log, stats, trace = tmp_path / "log", tmp_path / "stats", tmp_path / "trace"
+    arguments = ("-append", "hello, kernel", "-m", "32M", "-serial", f"file:{log}", "-no-reboot")
+    assert vm("-kernel", kernel, *arguments, "--stats", str(stats), "--trace", str(trace)) == GOOD
+    assert capsysbinary.readouterr().out == b"hello, kernel\n"
+    assert log.read_bytes() == b"hello, kernel\n"
+    found = json.loads(stats.read_text())
+    assert (found["stop"], found["status"], found["rewritten"]) == ("PoweredOff", GOOD, 6)
+    lines = trace.read_text().splitlines()
+    assert any(each.startswith("vCPU 0: PortAccess at 0x") for each in lines)
+    assert any("GHCB MSR PSC_REQ" in each for each in lines)
+
+
+@pytest.mark.usefixtures("any_kvm")
+def test_symbols(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Addresses have names where System.map is given."""
+    names = tmp_path / "System.map"
+    names.write_text("0000000001000000 T startup_64\n")
+    path = code(tmp_path, f"90 90 0f 0b {VMGEXIT}")
+    assert vm("-kernel", path, "-m", "32M", "--system-map", str(names)) == 1
+    assert "the guest triple-faulted (vCPU 0 at 0x1000002 (startup_64+0x2))" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("any_kvm")
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        (f"0f 0b {VMGEXIT}", [], "the guest triple-faulted"),
+        (f"eb fe {VMGEXIT}", ["--timeout", "0.3"], "the guest was stopped after 0.3 s"),
+        (
+            f"b9 30 01 01 c0 b8 00 11 02 00 31 d2 0f 30 {VMGEXIT}",
+            [],
+            "the guest asked to be terminated: set 1 (Linux), code 2: PVALIDATE failed",
+        ),
+        (f"b8 00 00 00 d0 8b 00 {VMGEXIT}", ["-smp", "1"], "triple-faulted"),
+    ],
+)
+def test_bad_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, arguments: list[str], words: str
+) -> None:
+    """Exit code 1, and why the guest ended."""
+    assert vm("-kernel", code(tmp_path, text), "-m", "32M", *arguments) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("any_kvm")
+def test_reset(tmp_path: Path) -> None:
+    """QEMU, -no-reboot: a reset ends the VM, with exit code 0."""
+    path = code(tmp_path, f"b0 fe e6 64 {VMGEXIT}")
+    assert vm("-kernel", path, "-m", "32M", "-no-reboot") == 0
+
+
+@pytest.mark.usefixtures("any_kvm")
+def test_reboot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Without -no-reboot a reset starts the kernel again, on the same machine."""
+    path = code(tmp_path, f"66 ba f8 03 b0 41 ee b0 0a ee b0 fe e6 64 {VMGEXIT}")
+    boots = []
+    launch = Machine.launch_kernel
+
+    def counted(*arguments: Any, **named: Any) -> KernelVm:
+        boots.append(1)
+        if len(boots) == 3:
+            raise KeyboardInterrupt
+        return launch(*arguments, **named)
+
+    monkeypatch.setattr(Machine, "launch_kernel", counted)
+    assert vm("-kernel", path, "-m", "32M") == 130
+    assert capsysbinary.readouterr().out == b"A\nA\n"
+
+
+@pytest.mark.usefixtures("any_kvm")
+def test_wrong_options(kernel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2: another C-bit position than the host's, too little memory, unwritable files."""
+    machine = ("-machine", "q35,confidential-guest-support=s", "-object", "sev-snp-guest,id=s,cbitpos=3")
+    for arguments, text in (
+        (machine, "property 'cbitpos': got 3, wanted this host's"),
+        (("-m", "8M"), "-m: got 0x800000 bytes below 4 GiB, wanted more than"),
+        (("-serial", f"file:{tmp_path}/no/log"), "log: cannot be written"),
+        (("-no-reboot", "--trace", f"{tmp_path}/no/trace"), "trace: cannot be written"),
+    ):
+        assert vm("-kernel", kernel, *arguments) == 2
+        assert text in capsys.readouterr().err
