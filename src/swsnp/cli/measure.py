@@ -56,6 +56,9 @@ _EPILOG: Final = """swsnp measure diff [options] -- [options]
   names the first page in which two guests differ, and why; the second guest has the options
   of the first except those given again behind the --. Exit code 1 when they differ.
 
+swsnp measure kernel --cbitpos N -kernel K [-initrd I] [-append S] [-m SIZE] [-smp N]
+  is the guest that swsnp vm -kernel starts without firmware.
+
 Modes: sev and seves are measured with SHA-256 over everything loaded; snp with the launch digest;
 snp:ovmf-hash is the launch digest after the firmware image alone, for --snp-ovmf-hash; snp:svsm is
 a guest that starts in Coconut-SVSM, and wants --svsm and one of --vars-size and --vars-file."""
@@ -67,6 +70,10 @@ def run(arguments: Sequence[str]) -> int:
         from swsnp.cli.measure_explain import run_diff
 
         return run_diff(arguments[1:])
+    if arguments[:1] == ["kernel"]:
+        from swsnp.cli.measure_kernel import run_kernel
+
+        return run_kernel(arguments[1:])
     options = parse(arguments)
     if options.explain:
         from swsnp.cli.measure_explain import run_explain

@@ -21,6 +21,7 @@ from swsnp.machine import Machine
 from swsnp.machine.kernel_vm import host_processor
 from swsnp.machine.machine import utc_now
 from swsnp.measure.kernel_image import read_kernel
+from swsnp.measure.vmsa_pages import signature_of_model
 from swsnp.trace import GuestLeft, Vmgexit
 from swsnp.vmm import stop as stops
 from swsnp.vmm.devices.bus import Bus
@@ -122,7 +123,12 @@ class _Guest:
         attach_legacy(bus, power, utc_now)
         config = options.vm_config()
         self.vm: KernelVm = machine.launch_kernel(
-            replace(config, cbitpos=processor.c_bit, host_cbitpos=processor.c_bit),
+            replace(
+                config,
+                cbitpos=processor.c_bit,
+                host_cbitpos=processor.c_bit,
+                cpu_signature=signature_of_model(options.cpu_model),
+            ),
             kernel,
             bus=bus,
             power=power,
@@ -210,6 +216,8 @@ class _Guest:
         return {
             "stop": type(stop).__name__,
             "status": getattr(stop, "status", None),
+            "measurement": self.vm.measurement.hex(),
+            "cbitpos": self.vm.config.cbitpos,
             "entries": [each.entries for each in self.vm.processors.values()],
             "ghcb_events": self._vmgexits,
             "rewritten": len(self.vm.processors[0].sites),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from swsnp.cpu.plain_kvm.cpuid import c_bit_of, cpuid_page, leaves_of_vcpu, snp_leaves, supported_leaves
 from swsnp.cpu.plain_kvm.host import LinuxKvm
 from swsnp.cpu.plain_kvm.processor import PlainKvmProcessor
 from swsnp.cpu.plain_kvm.vm import HostVm, check_host, open_device
 from swsnp.measure.direct_boot import DirectBoot
+from swsnp.measure.vmsa_pages import CPU_SIGNATURES
 from swsnp.vmm.config import LaunchPage, memory_map
 from swsnp.vmm.launch import launch
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from swsnp.vmm.stop import PowerSwitch, StopReason
 
 __all__ = ["HostProcessor", "KernelVm", "host_processor"]
+
+_MODEL: Final = "EPYC-Milan"
+"""Whose signature application processors have at reset, where the configuration names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,9 @@ class KernelVm:
             dialect: which certificate exit the kernel model has, by its profile's name.
             trace: where events go.
         """
-        self.config, self.name = config, config.name
+        signature = CPU_SIGNATURES[_MODEL] if config.cpu_signature is None else config.cpu_signature
+        self.config, self.name = replace(config, cpu_signature=signature), config.name
+        self._signature = signature
         self._processor = processor
         self.boot = DirectBoot(
             kernel,
@@ -123,7 +129,7 @@ class KernelVm:
             image = tuple(LaunchPage(part.page_type, part.gpa, part.data) for part in self.boot.parts)
             self._running = launch(
                 task,
-                replace(config, start=self.boot.registers()),
+                replace(self.config, start=self.boot.registers()),
                 image,
                 dialect=dialect if config.certs is not None else None,
                 trace=trace,
@@ -160,6 +166,11 @@ class KernelVm:
     def close(self) -> None:
         """End the VM. Again is allowed."""
         self._undo.close()
+
+    @property
+    def measurement(self) -> bytes:
+        """The launch digest that the guest's reports carry, computed from what was launched."""
+        return self.boot.digest(signature=self._signature)
 
     @property
     def ram(self) -> GuestRam:

@@ -41,10 +41,11 @@ from swsnp.abi.linux_boot import (
     SetupData,
     boot_params,
 )
-from swsnp.abi.snp_command import PageType
+from swsnp.abi.snp_page import VMSA_GPA, PageType
 from swsnp.abi.vmsa_registers import vmsa_of
 from swsnp.errors import UsageError
 from swsnp.measure.digest import PAGE, extend, extend_range, page_contents
+from swsnp.measure.vmsa_pages import RESET_EIP, SNP_ACTIVE, Vmm, reset_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -237,19 +238,21 @@ class DirectBoot:
         r12 = (0, 0, 0, 0, self._kernel.entry, 0, 0, 0)
         return KvmRegs(rip=_STUB, rbx=_LIST, rsi=_BOOT_PARAMS, r8_to_r15=r12, rflags=2), sregs
 
-    def digest(self, others: Iterable[bytes], *, features: int = 1) -> bytes:
-        """The launch digest, 48 bytes.
+    def digest(self, *, signature: int, features: int = SNP_ACTIVE) -> bytes:
+        """The launch digest, 48 bytes. The CPUID and secrets pages count with their place only.
 
         Args:
-            others: the VMSA pages of the application processors, as the VMM leaves them at reset.
+            signature: CPUID Fn1 EAX of the CPU model, in RDX of the application processors at reset.
             features: SEV_FEATURES.
         """
         digest = bytes(48)
         for part in self.parts:
             digest = extend_range(digest, part.data, page_type=part.page_type, gpa=part.gpa)
-        for page in (bytes(vmsa_of(*self.registers(), features=features)), *others):
+        first = bytes(vmsa_of(*self.registers(), features=features))
+        other = reset_page(Vmm.QEMU, eip=RESET_EIP, features=features, signature=signature)
+        for page in (first, *[other] * (self._vcpus - 1)):
             contents = page_contents(PageType.VMSA, page)
-            digest = extend(digest, contents, page_type=PageType.VMSA, gpa=0xFFFF_FFFF_F000)
+            digest = extend(digest, contents, page_type=PageType.VMSA, gpa=VMSA_GPA)
         return digest
 
     # The parts

@@ -171,3 +171,58 @@ def test_wrong_options(kernel: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert vm("-kernel", kernel, *arguments) == 2
         assert text in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("any_kvm")
+@pytest.mark.parametrize("more", [[], ["-smp", "3", "-cpu", "EPYC-Turin"]])
+def test_measurement(
+    kernel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    """What `swsnp measure kernel` computes from the same options is what was launched."""
+    stats, initrd = tmp_path / "stats", tmp_path / "initrd"
+    initrd.write_bytes(b"some files")
+    same = ["-kernel", kernel, "-initrd", str(initrd), "-append", "a b,c", "-m", "32M", *more]
+    assert vm(*same, "-no-reboot", "--stats", str(stats)) == GOOD
+    found = json.loads(stats.read_text())
+    capsys.readouterr()
+    assert main(["measure", "kernel", "--cbitpos", str(found["cbitpos"]), *same]) == 0
+    assert capsys.readouterr().out == found["measurement"] + "\n"
+    assert main(["measure", "kernel", "--json", "--cbitpos", "51", *same]) == 0
+    assert json.loads(capsys.readouterr().out)["measurement"] != found["measurement"]
+
+
+def test_measure_explains(kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every part that is launched, in order, then the digest."""
+    assert main(["measure", "kernel", "--explain", "--cbitpos", "51", "-kernel", kernel]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["0x0000007000", "1", "pages", "NORMAL", "boot", "parameters"]
+    assert any("SECRETS" in each for each in lines)
+    assert len(lines[-1]) == 96
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["--cbitpos", "51", "-bios", "b", "-kernel", "k"], 2, ""),
+        (["--cbitpos", "5", "-kernel", "KERNEL"], 2, "--cbitpos: got 5, wanted 32..51"),
+        (["--cbitpos", "51", "-kernel", "/nowhere/k"], 3, "/nowhere/k: cannot be read"),
+        (["--cbitpos", "51", "-kernel", "KERNEL", "-initrd", "/nowhere/i"], 3, "/nowhere/i: cannot be read"),
+        (["--cbitpos", "51"], 2, ""),
+        (
+            [
+                *("--cbitpos", "51", "-kernel", "KERNEL", "-object", "sev-snp-guest,id=s,cbitpos=39"),
+                *("-machine", "q35,confidential-guest-support=s"),
+            ],
+            2,
+            "--cbitpos: got 51, and cbitpos=39 in the object; give one",
+        ),
+    ],
+)
+def test_measure_refuses(
+    kernel: str, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, text: str
+) -> None:
+    """Wrong options and files are named, as `swsnp vm` names them."""
+    assert (
+        main(["measure", "kernel", *(kernel if each == "KERNEL" else each for each in arguments)]) == status
+    )
+    assert text in capsys.readouterr().err

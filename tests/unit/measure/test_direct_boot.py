@@ -15,6 +15,7 @@ from swsnp.errors import UsageError
 from swsnp.measure.digest import extend, extend_range, page_contents
 from swsnp.measure.direct_boot import STUB, DirectBoot
 from swsnp.measure.kernel_image import KernelImage, Segment, parse_kernel
+from swsnp.measure.vmsa_pages import RESET_EIP, Vmm, reset_page
 from swsnp.testing.tiny_kernel import ENTRY, tiny_kernel
 
 MIB = 1 << 20
@@ -129,15 +130,16 @@ def test_digest() -> None:
     digest = bytes(48)
     for each in one.parts:
         digest = extend_range(digest, each.data, page_type=each.page_type, gpa=each.gpa)
-    for page in (bytes(vmsa_of(regs, sregs, features=1)), bytes(4096)):
+    other = reset_page(Vmm.QEMU, eip=RESET_EIP, features=1, signature=0x00A00F11)
+    for page in (bytes(vmsa_of(regs, sregs, features=1)), other):
         contents = page_contents(PageType.VMSA, page)
         digest = extend(digest, contents, page_type=PageType.VMSA, gpa=0xFFFFFFFFF000)
-    assert one.digest([bytes(4096)]) == digest
+    assert one.digest(signature=0x00A00F11) == digest
 
 
 def test_digest_sees_everything() -> None:
     """What a verifier relies on: kernel, initial RAM disk, command line and memory size are measured."""
-    reference = boot().digest([])
+    reference = boot().digest(signature=0)
     other = KernelImage(KERNEL.header, ENTRY, (Segment(ENTRY, b"\xf4" * 64, 64),), ())
     changed = (
         boot(cmdline="console=ttyS1"),
@@ -146,7 +148,7 @@ def test_digest_sees_everything() -> None:
         boot(vcpus=2),
         boot(kernel=other),
     )
-    digests = {each.digest([]) for each in changed}
+    digests = {each.digest(signature=0) for each in changed}
     assert len(digests) == len(changed)
     assert reference not in digests
 
