@@ -1,6 +1,6 @@
 """Kernel-facing layouts and numbers held against the system's C headers by compiling offsetof and sizeof.
 
-Headers are taken from `build/kernel-headers` (see tools/kernel-headers), else from the system.
+Headers are taken from `build/kernel-headers` (see `.ci/run`), else from the system.
 A structure that the headers are too old to know is skipped with the remedy; in CI that is a failure, since CI
 provides recent headers.
 """
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FETCHED = ROOT / "build" / "kernel-headers" / "usr" / "include"
 SYSTEM = Path("/usr/include")
 MULTIARCH = "x86_64-linux-gnu"
-NEWER = "run tools/kernel-headers, which unpacks a recent linux-libc-dev under build/"
+NEWER = "run tools/debian-package sid linux-libc-dev build/kernel-headers"
 
 
 class Held(NamedTuple):
