@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+GUESTS := build/real-guest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench docs dist clean
-.PHONY: test-rules test-machines mutate soak fuzz judges
+.PHONY: real-guest test-rules test-machines mutate soak fuzz judges
 
 help:  ## show the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +52,13 @@ build/judges/.installed: requirements-judges.txt
 
 fuzz: $(STAMP)  ## every reader of foreign bytes, FUZZ_SECONDS each, 60 unless told; findings go to build/fuzz
 	$(BIN)/python -m fuzz
+
+real-guest: $(STAMP)  ## Debian's kernels as SNP guests on KVM, in an outer machine where this host's cannot; some minutes
+	tools/real-guest-files $(GUESTS)
+	rm -rf $(GUESTS)/wheel $(GUESTS)/installed
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(GUESTS)/wheel .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(GUESTS)/installed $(GUESTS)/wheel/*.whl
+	REAL_GUEST=$${REAL_GUEST:-yes} PYTHONPATH=$(CURDIR)/$(GUESTS)/installed $(BIN)/python -m pytest -s --durations=3 tests/real_guest
 
 bench: $(STAMP)  ## ratios against the cryptographic floor, measured in one run; writes build/bench.json
 	$(BIN)/python -m bench.run

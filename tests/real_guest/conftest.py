@@ -1,0 +1,116 @@
+"""All that needs a KVM able to run Linux runs once, before the first test; in an outer machine if need be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from tests.real_guest.builds import build_client
+from tests.real_guest.lanes import run_lanes
+from tests.real_guest.place import BUILD, here_or_nested
+from tests.real_guest.said import Said
+
+from swsnp.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from tests.conftest import Skip
+    from tests.real_guest.lanes import Ended, Lane
+
+KERNELS: Final = ("debian-12", "debian-13")
+PROFILES: Final = ("coco-v1", "linux-7.2")
+SEED: Final = "real-guest"
+"""Of every machine, so that this side knows its root and its certificates."""
+
+_LONGEST_S: Final = 800
+"""Less than what the whole job may take, so that its tests can say what came out."""
+_LONGEST_BOOT_S: Final = 400
+_COMMAND_LINE: Final = "quiet random.trust_cpu=on tsc=reliable"
+_MODULES: Final = [f"--module={each}" for each in ("ctr", "ghash-generic", "gcm", "sev-guest")]
+_TINY_GUESTS: Final = "-m pytest -q --color=no -p no:cacheprovider tests/e2e/plain_kvm"
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A boot: which kernel, on which of the host's."""
+
+    kernel: str
+    profile: str
+
+    @property
+    def name(self) -> str:
+        """Of the command and its files."""
+        return f"{self.kernel}.{self.profile}"
+
+    def command(self) -> list[str]:
+        """What boots it; files are in the job's folder, the kernel where it was unpacked."""
+        (image,) = (BUILD / self.kernel).glob("boot/vmlinuz-*")
+        line = [sys.executable, "-m", "swsnp", "vm", "--profile", self.profile, "--seed", SEED]
+        line += ["--timeout", str(_LONGEST_BOOT_S), "--stats", f"$JOB/{self.name}.json"]
+        line += ["-kernel", str(image), "-append", _COMMAND_LINE, "-m", "512M"]
+        line += ["-machine", "q35,confidential-guest-support=sev0"]
+        line += ["-object", "sev-snp-guest,id=sev0,certs-path=$JOB/certs.blob"]
+        line += ["--modules", str(BUILD / self.kernel), *_MODULES, "--exec-dir", "$JOB/root"]
+        return [*line, "--exec", "/client", "/certs.blob"]
+
+
+GUESTS: Final = tuple(Guest(kernel, profile) for kernel in KERNELS for profile in PROFILES)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What every command came to, with the folder that holds the files that it wrote."""
+
+    folder: Path
+    ended: Mapping[str, Ended]
+
+    def of(self, name: str) -> Ended:
+        """What became of a command; fails where it was not reached."""
+        assert name in self.ended, f"{name} did not come to its end; see what was printed above"
+        return self.ended[name]
+
+
+@pytest.fixture(scope="session")
+def real_machine() -> Machine:
+    """The machine that guests run on, made again on this side."""
+    return Machine(seed=SEED.encode())
+
+
+@pytest.fixture(scope="session")
+def answers(cannot_run: Skip, tmp_path_factory: pytest.TempPathFactory, real_machine: Machine) -> Answers:
+    """Runs everything, each kernel in a lane of its own."""
+    if not os.environ.get("REAL_GUEST"):
+        cannot_run("real guests take minutes", "make real-guest", avoidable=False)
+    job = tmp_path_factory.mktemp("job")
+    (job / "certs.blob").write_bytes(real_machine.certificate_table())
+    root = job / "root"
+    root.mkdir()
+    build_client(root, cannot_run)
+    shutil.copy(job / "certs.blob", root)
+    lanes: list[Lane] = [
+        {each.name: each.command() for each in GUESTS if each.kernel == kernel} for kernel in KERNELS
+    ]
+    lanes[-1]["tiny-guests"] = [sys.executable, *_TINY_GUESTS.split()]
+    return Answers(job, run_lanes(here_or_nested(), job, lanes, timeout_s=_LONGEST_S))
+
+
+@pytest.fixture(params=GUESTS, ids=lambda guest: guest.name)
+def guest(request: pytest.FixtureRequest) -> Guest:
+    """Every kernel on every profile."""
+    chosen: Guest = request.param
+    return chosen
+
+
+@pytest.fixture
+def said(answers: Answers, guest: Guest) -> Said:
+    """What the guest's client said."""
+    ended = answers.of(guest.name)
+    said = Said.of(ended.out)
+    assert said.done, f"{guest.name}: {ended.err[-2000:]}{ended.out.decode(errors='replace')[-4000:]}"
+    return said

@@ -1,0 +1,110 @@
+"""What the real guests are started with; needs no KVM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.real_guest.builds import build_client
+from tests.real_guest.lanes import Ended, run_lanes
+from tests.real_guest.outer_machine import OuterMachine
+from tests.real_guest.place import ROOT, Here, Nested, here_or_nested
+from tests.real_guest.said import BINARY, Said
+
+from swsnp.errors import HostError
+from swsnp.front.wrap.doctor import examine
+from swsnp.machine import Machine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Skip
+
+TOOL = ROOT / "tools" / "debian-package"
+
+
+def test_lanes(tmp_path: Path) -> None:
+    """Both lanes run to their end, whatever a command's status; arguments arrive as they are."""
+    lanes = [
+        {"fails": ["sh", "-c", "echo why >&2; exit 3"], "next": ["printf", "%s", "a 'b' $HOME"]},
+        {"file": ["touch", "$JOB/file of it"]},
+    ]
+    ended = run_lanes(Here(), tmp_path, lanes, timeout_s=60)
+    assert ended["fails"] == Ended(3, b"", "why\n")
+    assert ended["next"] == Ended(0, b"a 'b' $HOME", "")
+    assert (tmp_path / "file of it").exists()
+
+
+def test_lanes_that_take_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What has come to an end is there, what has not is missing, and the reason is printed."""
+    ended = run_lanes(Here(), tmp_path, [{"quick": ["true"], "slow": ["sleep", "2"]}], timeout_s=1)
+    assert list(ended) == ["quick"]
+    time.sleep(1.5)
+    assert not (tmp_path / "slow.status").exists(), "it was stopped"
+    assert "stopped after 1 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("wanted", "kind"), [("here", Here), ("nested", Nested)], ids=["here", "nested"])
+def test_place_that_is_wanted(monkeypatch: pytest.MonkeyPatch, wanted: str, kind: type) -> None:
+    """REAL_GUEST decides."""
+    monkeypatch.setenv("REAL_GUEST", wanted)
+    assert isinstance(here_or_nested(), kind)
+
+
+def test_host_that_cannot_virtualize(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without svm or vmx among the processor's flags a KVM would emulate every instruction."""
+    monkeypatch.delenv("REAL_GUEST", raising=False)
+    assert isinstance(here_or_nested(lambda: "flags\t\t: fpu svm_lock\n"), Nested)
+
+
+def test_place_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that nothing knows is refused."""
+    monkeypatch.setenv("REAL_GUEST", "elsewhere")
+    with pytest.raises(HostError, match="REAL_GUEST: got 'elsewhere', wanted yes, here or nested"):
+        here_or_nested()
+
+
+def test_no_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The error says what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match="install qemu-system-x86"):
+        OuterMachine(kernel=tmp_path, busybox=tmp_path).run(tmp_path, "true", timeout_s=1)
+
+
+def test_client(tmp_path: Path, cannot_run: Skip) -> None:
+    """The client knows nothing of where it runs: under `swsnp run` it gets all that a guest gives it."""
+    verdict = examine()
+    if not verdict.usable:
+        cannot_run(verdict.reason, verdict.remedy, avoidable=False)
+    client, certs = build_client(tmp_path, cannot_run), tmp_path / "certs"
+    certs.write_bytes(Machine(seed=b"client").certificate_table())
+    command = [sys.executable, "-m", "swsnp", "run", "--seed", "client", "--", str(client), str(certs)]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    said = Said.of(done.stdout)
+    assert said.done, done
+    assert [len(said.blob(name)) for name in BINARY] == [1184, 1184, 1184, 1184, 32, 32, 32]
+    assert said.blob("key") == said.blob("key-again") != said.blob("other-key")
+    assert said.lines["certs"] == "8192 same"
+    assert said.lines["tsm-auxblob"] == f"{certs.stat().st_size} same"
+
+
+def test_package_that_is_there(tmp_path: Path) -> None:
+    """A folder that holds a package is left as it is, and no network is asked."""
+    (tmp_path / ".package").write_text("linux-image_6.1")
+    command = [str(TOOL), "bookworm", "linux-image-amd64", str(tmp_path)]
+    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)
+    assert done.stdout == f"debian-package: linux-image_6.1 is in {tmp_path}\n"
+
+
+def test_packages_without_debian(tmp_path: Path) -> None:
+    """Where there is no apt the tool ends with status 4, says so, and leaves nothing behind."""
+    for each in ("realpath", "bash", "env"):
+        (tmp_path / each).symlink_to(f"/usr/bin/{each}")
+    command = [str(TOOL), "bookworm", "linux-image-amd64", str(tmp_path / "into")]
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "needs Debian's apt-get" in done.stderr
+    assert not list(tmp_path.glob("into*"))
