@@ -163,5 +163,5 @@ def _add_program_options(command: argparse.ArgumentParser) -> None:
         "--module",
         action="append",
         metavar="NAME",
-        help="load it with what it depends on; may be given again (default: sev-guest)",
+        help="load it with what it depends on; may be given again (default: what sev-guest needs, and it)",
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swsnp.errors import InputError, UsageError
-from swsnp.vmm.initramfs import REPORT_MODULES, GuestProgram, prepare_program
+from swsnp.vmm.initramfs import REPORT_CRYPTO, REPORT_MODULES, GuestProgram, prepare_program
 from swsnp.vmm.kernel_modules import find_modules
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from swsnp.measure.kernel_image import KernelImage
+    from swsnp.vmm.kernel_modules import KernelModule
 
 __all__ = ["program_of"]
 
@@ -29,8 +31,7 @@ def program_of(ours: argparse.Namespace, kernel: KernelImage) -> GuestProgram | 
         return None
     if ours.module is not None and ours.modules is None:
         raise UsageError("--module: wanted --modules DIR with it, where the module is")
-    names = tuple(ours.module or REPORT_MODULES)
-    modules = find_modules(ours.modules, names) if ours.modules is not None else []
+    modules = _modules(ours.modules, ours.module)
     for each in modules:
         if kernel.release and each.release != kernel.release:
             raise InputError(
@@ -38,3 +39,11 @@ def program_of(ours: argparse.Namespace, kernel: KernelImage) -> GuestProgram | 
                 f"the kernel is {kernel.release}"
             )
     return prepare_program(ours.exec, tree=ours.exec_dir, modules=modules)
+
+
+def _modules(where: Path | None, names: list[str] | None) -> list[KernelModule]:
+    if where is None:
+        return []
+    if names is not None:
+        return find_modules(where, tuple(names))
+    return find_modules(where, REPORT_MODULES, if_there=REPORT_CRYPTO)

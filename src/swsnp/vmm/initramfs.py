@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from swsnp.vmm.kernel_modules import KernelModule
 
-__all__ = ["REPORT_MODULES", "GuestProgram", "exit_status", "prepare_program"]
+__all__ = ["REPORT_CRYPTO", "REPORT_MODULES", "GuestProgram", "exit_status", "prepare_program"]
 
+REPORT_CRYPTO: Final = ("ctr", "ghash-generic", "gcm")
+"""Up to Linux 6.12 sev-guest asks the kernel's crypto API for gcm(aes), which no dependency tells."""
 REPORT_MODULES: Final = ("sev-guest",)
 """What a guest needs to ask for reports; where the kernel's depends on tsm and configfs, they come along."""
 _OURS: Final = ".swsnp"

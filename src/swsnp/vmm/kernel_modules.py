@@ -38,7 +38,9 @@ class KernelModule:
     depends: tuple[str, ...] = ()
 
 
-def find_modules(where: Path, names: tuple[str, ...]) -> list[KernelModule]:
+def find_modules(
+    where: Path, names: tuple[str, ...], *, if_there: tuple[str, ...] = ()
+) -> list[KernelModule]:
     """The modules of these names and all that they depend on, each after what it depends on.
 
     What the kernel has built in is left out.
@@ -46,6 +48,7 @@ def find_modules(where: Path, names: tuple[str, ...]) -> list[KernelModule]:
     Args:
         where: lib/modules/RELEASE, or a directory that holds exactly one of it, as an unpacked package does.
         names: with `-` or `_`, as modprobe takes them.
+        if_there: names too, which come first; those that the directory does not have are left out.
 
     Raises:
         InputError: not such a directory; no such module; one that is damaged, or depends on itself.
@@ -55,8 +58,11 @@ def find_modules(where: Path, names: tuple[str, ...]) -> list[KernelModule]:
     files = {_plain(path): path for path in sorted((base / "kernel").rglob("*.ko*")) if _is_module(path)}
     files |= {_plain(path): path for path in sorted((base / "updates").rglob("*.ko*")) if _is_module(path)}
     found: dict[str, KernelModule] = {}
-    for name in names:
-        _add(name.replace("-", "_"), (), base, files, _built_in(base), found)
+    plain = tuple(name.replace("-", "_") for name in (*if_there, *names))
+    for name in plain:
+        if name in plain[: len(if_there)] and name not in files:
+            continue
+        _add(name, (), base, files, _built_in(base), found)
     return list(found.values())
 
 

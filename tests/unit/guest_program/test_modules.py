@@ -27,6 +27,13 @@ def test_order(package: Callable[..., Path]) -> None:
     assert all(each.data.startswith(b"\x7fELF") for each in found)
 
 
+def test_if_there(package: Callable[..., Path]) -> None:
+    """Linux up to 6.12: what sev-guest asks the crypto API for comes before it, where it is a module."""
+    where = package({**REPORTS, "gcm": ""})
+    found = find_modules(where, ("sev-guest",), if_there=("ctr", "ghash-generic", "gcm"))
+    assert [each.name for each in found] == ["gcm", "configfs", "tsm", "aead", "sev_guest"]
+
+
 def test_release_directory(package: Callable[..., Path]) -> None:
     """The directory that modprobe reads serves as well as the package around it."""
     directory = package(REPORTS) / "lib" / "modules"

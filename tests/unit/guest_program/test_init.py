@@ -1,0 +1,155 @@
+"""The machine code of a guest's first program: run here as far as it may be, and as a whole by a real kernel.
+
+The kernel is an unpacked Debian package's, where `make real-guest` has left one; QEMU emulates a processor.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from swsnp.vmm.guest_init import EXIT_PORT, INIT_FAILED, NOT_EXECUTED, _Code, _failures, _say
+from swsnp.vmm.initramfs import prepare_program
+from swsnp.vmm.kernel_modules import find_modules
+
+WRITE, OPEN, EXECVE, EXIT = 1, 2, 59, 60
+BUILD = Path(__file__).resolve().parents[3] / "build" / "real-guest"
+
+
+def run(code: _Code, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
+    """Execute it on this host."""
+    path = tmp_path / "program"
+    path.write_bytes(code.linked())
+    path.chmod(0o755)
+    return subprocess.run([path], capture_output=True, timeout=30, check=False)
+
+
+def says(text: bytes, status: int) -> bytes:
+    """A static program."""
+    code = _Code()
+    code.call(WRITE, 1, code.data(text), len(text))
+    code.call(EXIT, status)
+    return code.linked()
+
+
+def test_system_calls(tmp_path: Path) -> None:
+    """System V ABI, x86-64: number and arguments in their registers, strings where they are said to be."""
+    path = tmp_path / "says"
+    path.write_bytes(says(b"one\n\0\xff", 7))
+    path.chmod(0o755)
+    done = subprocess.run([path], capture_output=True, timeout=30, check=False)
+    assert (done.stdout, done.returncode) == (b"one\n\0\xff", 7)
+
+
+def test_arguments_and_environment(tmp_path: Path) -> None:
+    """execve(2): tables of strings that end with a null pointer; bytes of any kind pass."""
+    code = _Code()
+    argv = code.table(["sh", "-c", 'printf %s-%s-%s "$1" "$2" "$NAME"; exit 3', "x", "a b", "\udcff"])
+    code.call(EXECVE, code.text("/bin/sh"), argv, code.table(["NAME=value"]))
+    done = run(code, tmp_path)
+    assert (done.stdout, done.returncode) == (b"a b-\xff-value", 3)
+
+
+def test_failure_is_named(tmp_path: Path) -> None:
+    """What failed and its errno, in three digits; what does not fail says nothing."""
+    code = _Code()
+    code.call(OPEN, code.text("/"), 0)
+    code.must("open /")
+    code.call(OPEN, code.text("/none/such"), 0)
+    code.must("open /none/such")
+    code.label("end")
+    code.call(EXIT, 1)
+    _failures(code)
+    code._data += bytes(8)
+    done = run(code, tmp_path)
+    assert done.stderr.startswith(b"swsnp init: open /none/such: errno 002\n")
+
+
+@pytest.mark.parametrize(("number", "digits"), [(1, b"001"), (95, b"095"), (123, b"123")])
+def test_digits(tmp_path: Path, number: int, digits: bytes) -> None:
+    """The number is -rax."""
+    code = _Code()
+    code.move(0, -number)
+    _say(code, b"errno ")
+    code.call(EXIT, 0)
+    assert run(code, tmp_path).stderr == b"errno " + digits + b"\n"
+
+
+# A real kernel
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Path:
+    """An unpacked kernel package with its modules."""
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("no qemu-system-x86_64; remedy: install qemu-system-x86")
+    packages = [each.parents[1] for each in sorted(BUILD.glob("*/boot/vmlinuz-*"))]
+    if not packages:
+        pytest.skip("no kernel under build/real-guest; remedy: make real-guest")
+    return packages[-1]
+
+
+def boot(
+    package: Path, tmp_path: Path, program: bytes, modules: tuple[str, ...] = ()
+) -> tuple[int, bytes, bytes]:
+    """Exit status, output and console of a program that a kernel runs.
+
+    QEMU 7.2's emulation makes kernels die at random: what ends in a panic is tried again, twice.
+    """
+    (tmp_path / "program").write_bytes(program)
+    found = find_modules(package, modules)
+    made = prepare_program([str(tmp_path / "program")], modules=found)
+    (tmp_path / "initramfs").write_bytes(made.initramfs)
+    (image,) = (package / "boot").glob("vmlinuz-*")
+    command = ["qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-display", "none", "-no-reboot"]
+    command += ["-kernel", str(image), "-initrd", str(tmp_path / "initramfs")]
+    command += ["-append", f"{made.cmdline} oops=panic"]
+    command += ["-serial", "stdio", "-serial", f"file:{tmp_path / 'output'}"]
+    command += ["-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1"]
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, timeout=90, check=False, stdin=subprocess.DEVNULL)
+        if b"Kernel panic" not in done.stdout:
+            break
+    return done.returncode, (tmp_path / "output").read_bytes(), done.stdout
+
+
+def qemu_status(status: int) -> int:
+    """QEMU's isa-debug-exit makes 2n + 1 of it, of which the operating system keeps eight bits."""
+    return (2 * status + 1) & 0xFF
+
+
+@pytest.mark.slow
+def test_program_runs(kernel: Path, tmp_path: Path) -> None:
+    """Output comes byte for byte, without the kernel's lines, and the status is the program's."""
+    everything = bytes(range(256))
+    status, output, _ = boot(kernel, tmp_path, says(everything, 42), ("configfs",))
+    assert (status, output) == (qemu_status(42), everything)
+
+
+@pytest.mark.slow
+def test_program_dies(kernel: Path, tmp_path: Path) -> None:
+    """A program that a signal ends has 128 and its number: SIGILL, 4."""
+    code = _Code()
+    code.emit("0F 0B")
+    assert boot(kernel, tmp_path, code.linked())[0] == qemu_status(128 + 4)
+
+
+@pytest.mark.slow
+def test_program_cannot_be_executed(kernel: Path, tmp_path: Path) -> None:
+    """execve(2) refuses an object file: 127, and the console says why."""
+    raw = bytearray(says(b"", 0))
+    raw[16:18] = (1).to_bytes(2, "little")  # ET_REL: no program
+    status, _, console = boot(kernel, tmp_path, bytes(raw))
+    assert status == qemu_status(NOT_EXECUTED)
+    assert b"swsnp init: execute /bin/program: errno 008" in console
+
+
+@pytest.mark.slow
+def test_module_does_not_load(kernel: Path, tmp_path: Path) -> None:
+    """sev-guest finds no platform device on a processor without SNP: the guest ends with 125 and says why."""
+    status, _, console = boot(kernel, tmp_path, says(b"never", 0), ("sev-guest",))
+    assert status == qemu_status(INIT_FAILED)
+    assert b"sev_guest.ko: errno 019" in console
