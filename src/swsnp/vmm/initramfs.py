@@ -157,7 +157,7 @@ def _elf_interpreter(data: bytes, name: str) -> str:
         header = _EHDR.unpack_from(data)
         machine, start, size, count = header[1], header[4], header[8], header[9]
         segments = [_PHDR.unpack_from(data, start + size * number) for number in range(count)]
-    except struct.error:
+    except (struct.error, OverflowError):
         raise InputError(f"{name}: damaged: program headers lie outside its {len(data)} bytes") from None
     if machine != _X86_64:
         raise InputError(f"{name}: is for ELF machine {machine}, wanted {_X86_64} (x86-64)")

@@ -95,7 +95,7 @@ def module_info(elf: bytes, name: str) -> dict[str, str]:
     """
     try:
         section = _section(elf, b".modinfo")
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         raise InputError(
             f"{name}: damaged: section headers lie outside the {len(elf)} bytes of file"
         ) from None

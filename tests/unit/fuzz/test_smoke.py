@@ -55,6 +55,7 @@ def test_every_reader_has_a_harness() -> None:
         "firmware",
         "cpuid_dump",
         "kernel_image",
+        "kernel_module",
     }
 
 

@@ -81,6 +81,14 @@ def test_two_kernels(package: Callable[..., Path]) -> None:
         find_modules(where, ("tsm",))
 
 
+def test_section_headers_beyond_any_file() -> None:
+    """ELF-64: e_shoff has 64 bits, of which a file uses few."""
+    raw = bytearray(elf_object({"depends": ""}))
+    raw[40:48] = b"\xff" * 8
+    with pytest.raises(InputError, match="module: damaged: section headers lie outside"):
+        module_info(bytes(raw), "module")
+
+
 @given(st.data())
 def test_hostile_objects(data: st.DataObject) -> None:
     """Any bytes are a module's or an InputError."""

@@ -96,6 +96,7 @@ def test_tree_with_linked_directory(tmp_path: Path) -> None:
         (b"#!\n", r"needs , which"),
         (b"text", r"begins with 74 65 78 74; wanted an ELF-64 program or a script"),
         (dynamic("/lib64/ld.so", machine=183), r"is for ELF machine 183, wanted 62"),
+        (dynamic("/l")[:32] + b"\xff" * 8 + dynamic("/l")[40:], r"damaged: program headers lie outside"),
         (dynamic("/lib64/ld.so")[:70], r"damaged: program headers lie outside its 70 bytes"),
     ],
 )
