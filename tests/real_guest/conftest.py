@@ -31,36 +31,48 @@ SEED: Final = "real-guest"
 _LONGEST_S: Final = 800
 """Less than what the whole job may take, so that its tests can say what came out."""
 _LONGEST_BOOT_S: Final = 400
-_COMMAND_LINE: Final = "quiet random.trust_cpu=on tsc=reliable"
-_MODULES: Final = [f"--module={each}" for each in ("ctr", "ghash-generic", "gcm", "sev-guest")]
+COMMAND_LINE: Final = "quiet random.trust_cpu=on tsc=reliable"
+MEMORY: Final = "512M"
+MODULES: Final = ("ctr", "ghash-generic", "gcm", "sev-guest")
+CLIENT: Final = ("/client", "/certs.blob")
 _TINY_GUESTS: Final = "-m pytest -q --color=no -p no:cacheprovider tests/e2e/plain_kvm"
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A boot: which kernel, on which of the host's."""
+    """A boot: which kernel, on which of the host's, with how many vCPUs."""
 
     kernel: str
     profile: str
+    cpus: int = 1
 
     @property
     def name(self) -> str:
         """Of the command and its files."""
-        return f"{self.kernel}.{self.profile}"
+        return f"{self.kernel}.{self.profile}.smp-{self.cpus}"
+
+    @property
+    def image(self) -> Path:
+        """The kernel."""
+        (image,) = (BUILD / self.kernel).glob("boot/vmlinuz-*")
+        return image
 
     def command(self) -> list[str]:
         """What boots it; files are in the job's folder, the kernel where it was unpacked."""
-        (image,) = (BUILD / self.kernel).glob("boot/vmlinuz-*")
         line = [sys.executable, "-m", "swsnp", "vm", "--profile", self.profile, "--seed", SEED]
         line += ["--timeout", str(_LONGEST_BOOT_S), "--stats", f"$JOB/{self.name}.json"]
-        line += ["-kernel", str(image), "-append", _COMMAND_LINE, "-m", "512M"]
+        line += ["-kernel", str(self.image), "-append", COMMAND_LINE, "-m", MEMORY, "-smp", str(self.cpus)]
         line += ["-machine", "q35,confidential-guest-support=sev0"]
         line += ["-object", "sev-snp-guest,id=sev0,certs-path=$JOB/certs.blob"]
-        line += ["--modules", str(BUILD / self.kernel), *_MODULES, "--exec-dir", "$JOB/root"]
-        return [*line, "--exec", "/client", "/certs.blob"]
+        line += ["--modules", str(BUILD / self.kernel), "--exec-dir", "$JOB/root"]
+        line += [f"--module={each}" for each in MODULES]
+        return [*line, "--exec", *CLIENT]
 
 
-GUESTS: Final = tuple(Guest(kernel, profile) for kernel in KERNELS for profile in PROFILES)
+GUESTS: Final = (
+    *(Guest(kernel, profile) for kernel in KERNELS for profile in PROFILES),
+    Guest("debian-13", "linux-7.2", cpus=2),
+)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.real_guest.conftest import KERNELS, PROFILES
+from tests.real_guest.conftest import CLIENT, COMMAND_LINE, KERNELS, MEMORY, MODULES, PROFILES
+from tests.real_guest.place import BUILD
 
 from swsnp.abi.snp_report import AttestationReport
 from swsnp.verify import Roots, verify
+from swsnp.vmm.initramfs import prepare_program
+from swsnp.vmm.kernel_modules import find_modules
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.real_guest.conftest import Answers, Guest
     from tests.real_guest.said import Said
 
@@ -44,6 +51,11 @@ def test_kernel_says_that_it_is_an_snp_guest(said: Said) -> None:
     assert said.lines["features"] == "AMD SEV SEV-ES SEV-SNP"
 
 
+def test_processors(said: Said, guest: Guest) -> None:
+    """All are online; the second starts from a VMSA that the kernel made. Source: GHCB, AP Creation."""
+    assert said.lines["cpus"] == str(guest.cpus)
+
+
 @pytest.mark.parametrize("name", REPORTS)
 def test_report(said: Said, real_machine: Machine, name: str) -> None:
     """Each is genuine under the machine's root, answers its own nonce, and comes from VMPL 0."""
@@ -60,6 +72,22 @@ def test_reports_are_of_one_guest(said: Said) -> None:
     assert any(reports[0].measurement)
     assert len({each.report_id for each in reports}) == 1
     assert len({bytes(each) for each in reports}) == len(reports)
+
+
+def test_measurement(said: Said, guest: Guest, answers: Answers, tmp_path: Path) -> None:
+    """`swsnp measure kernel` on this side says what every report says. Source: AMD 56860, launch digest."""
+    stats = json.loads((answers.folder / f"{guest.name}.json").read_text())
+    program = prepare_program(
+        CLIENT, tree=answers.folder / "root", modules=find_modules(BUILD / guest.kernel, MODULES)
+    )
+    (tmp_path / "initrd").write_bytes(program.initramfs)
+    line = [sys.executable, "-m", "swsnp", "measure", "kernel", "--cbitpos", str(stats["cbitpos"])]
+    line += ["-kernel", str(guest.image), "-initrd", str(tmp_path / "initrd"), "-m", MEMORY]
+    line += ["-append", f"{program.cmdline} {COMMAND_LINE}", "-smp", str(guest.cpus)]
+    measured = subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    assert measured == stats["measurement"]
+    for name in REPORTS:
+        assert AttestationReport.parse(said.blob(name)).measurement.hex() == measured
 
 
 def test_certificates_that_do_not_fit(said: Said, real_machine: Machine) -> None:
@@ -104,4 +132,4 @@ def test_machine_ended_as_the_guest_wished(answers: Answers, guest: Guest) -> No
 
 def test_every_kernel_and_profile(answers: Answers) -> None:
     """None was left out."""
-    assert {f"{kernel}.{profile}" for kernel in KERNELS for profile in PROFILES} <= set(answers.ended)
+    assert {f"{kernel}.{profile}.smp-1" for kernel in KERNELS for profile in PROFILES} <= set(answers.ended)
