@@ -140,8 +140,9 @@ class Rmp:
         fresh = address >> 21 not in self._large
         self._large[address >> 21] = entry
         if fresh:
-            for page in range(address + _PAGE, address + _LARGE, _PAGE):
-                self[page] = _DEFAULT
+            first, entries = address >> 12, self._entries
+            for number in [each for each in range(first + 1, first + _PAGES) if each in entries]:
+                self[number << 12] = _DEFAULT
 
     def first_assigned(self, pages: range) -> int | None:
         """The first of these page addresses that belongs to a guest or the firmware; None when none does."""
