@@ -33,7 +33,6 @@ _LONGEST_S: Final = 800
 _LONGEST_BOOT_S: Final = 400
 COMMAND_LINE: Final = "quiet random.trust_cpu=on tsc=reliable"
 MEMORY: Final = "512M"
-MODULES: Final = ("ctr", "ghash-generic", "gcm", "sev-guest")
 CLIENT: Final = ("/client", "/certs.blob")
 _TINY_GUESTS: Final = "-m pytest -q --color=no -p no:cacheprovider tests/e2e/plain_kvm"
 
@@ -65,7 +64,6 @@ class Guest:
         line += ["-machine", "q35,confidential-guest-support=sev0"]
         line += ["-object", "sev-snp-guest,id=sev0,certs-path=$JOB/certs.blob"]
         line += ["--modules", str(BUILD / self.kernel), "--exec-dir", "$JOB/root"]
-        line += [f"--module={each}" for each in MODULES]
         return [*line, "--exec", *CLIENT]
 
 

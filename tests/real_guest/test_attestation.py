@@ -8,12 +8,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.real_guest.conftest import CLIENT, COMMAND_LINE, KERNELS, MEMORY, MODULES, PROFILES
+from tests.real_guest.conftest import CLIENT, COMMAND_LINE, KERNELS, MEMORY, PROFILES
 from tests.real_guest.place import BUILD
 
 from swsnp.abi.snp_report import AttestationReport
 from swsnp.verify import Roots, verify
-from swsnp.vmm.initramfs import prepare_program
+from swsnp.vmm.initramfs import REPORT_CRYPTO, REPORT_MODULES, prepare_program
 from swsnp.vmm.kernel_modules import find_modules
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ def test_reports_are_of_one_guest(said: Said) -> None:
 def test_measurement(said: Said, guest: Guest, answers: Answers, tmp_path: Path) -> None:
     """`swsnp measure kernel` on this side says what every report says. Source: AMD 56860, launch digest."""
     stats = json.loads((answers.folder / f"{guest.name}.json").read_text())
-    program = prepare_program(
-        CLIENT, tree=answers.folder / "root", modules=find_modules(BUILD / guest.kernel, MODULES)
-    )
+    modules = find_modules(BUILD / guest.kernel, REPORT_MODULES, if_there=REPORT_CRYPTO)
+    program = prepare_program(CLIENT, tree=answers.folder / "root", modules=modules)
     (tmp_path / "initrd").write_bytes(program.initramfs)
     line = [sys.executable, "-m", "swsnp", "measure", "kernel", "--cbitpos", str(stats["cbitpos"])]
     line += ["-kernel", str(guest.image), "-initrd", str(tmp_path / "initrd"), "-m", MEMORY]
