@@ -394,7 +394,8 @@ def _pss_parameters(raw: bytes, where: str) -> PssParameters:
             salt_length=int(native["salt_length"]),
         )
     except _ASN1CRYPTO_FAULTS as error:
-        raise LayoutError(f"{where}: RSASSA-PSS parameters: {error} (RFC 4055)") from None
+        why = " ".join(str(error).split())  # the library's text has lines of its own
+        raise LayoutError(f"{where}: RSASSA-PSS parameters: {why} (RFC 4055)") from None
     if trailer not in ("trailer_field_bc", 1):
         raise LayoutError(f"{where}: trailerField {trailer}, wanted 1 or absent (RFC 4055)")
     return found

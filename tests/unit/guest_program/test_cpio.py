@@ -99,3 +99,11 @@ def test_busybox_reads_it(tmp_path: Path) -> None:
     subprocess.run(["busybox", "cpio", "-i", "-d", "-m"], input=packed, cwd=tmp_path, check=True)
     assert (tmp_path / "l").read_bytes() == b"12345"
     assert (tmp_path / "e").is_dir()
+
+
+def test_refused_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newc has eight hexadecimal digits for a file's size."""
+    monkeypatch.setattr("swsnp.vmm.cpio._LARGEST", 4)
+    pack_cpio([program("p", b"1234")])
+    with pytest.raises(UsageError, match="archive: p: 5 bytes, wanted at most 4"):
+        pack_cpio([program("p", b"12345")])

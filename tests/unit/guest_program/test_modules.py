@@ -40,6 +40,13 @@ def test_release_directory(package: Callable[..., Path]) -> None:
     assert find_modules(directory, ("tsm",)) == find_modules(directory / RELEASE, ("tsm",))
 
 
+def test_release_directory_beside_sources(package: Callable[..., Path]) -> None:
+    """Modprobe's directory has a link to the kernel's sources, which have a directory `kernel` too."""
+    directory = package(REPORTS) / "lib" / "modules" / RELEASE
+    (directory / "build" / "kernel").mkdir(parents=True)
+    assert [each.name for each in find_modules(directory, ("tsm",))] == ["configfs", "tsm"]
+
+
 def test_built_in(package: Callable[..., Path]) -> None:
     """modules.builtin: what the kernel has needs no loading."""
     where = package({"sev-guest": "tsm"}, "kernel/drivers/virt/coco/tsm.ko\n")

@@ -199,3 +199,11 @@ def test_acpi() -> None:
         entries.append((body[at], body[at + 1]))
         at += body[at + 1]
     assert entries == [(0, 8)] * 255 + [(9, 16)] * 45 + [(1, 12)]
+
+
+def test_too_many_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page that lists what the stub validates has a fixed size; a kernel of more pieces is refused."""
+    boot()
+    monkeypatch.setattr("swsnp.measure.direct_boot._MOST_RANGES", 1)
+    with pytest.raises(UsageError, match="ranges between its segments, wanted 1"):
+        boot()

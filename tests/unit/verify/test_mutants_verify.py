@@ -232,3 +232,16 @@ def test_like_go_sev_guest_holds_the_leaf_against_current(milan: Bench) -> None:
     result = check(milan, milan.report(reported_tcb=high), **options)
     assert [(each.check, each.wanted.split()[2]) for each in result.failures] == [("R4", "CURRENT_TCB")]
     assert [(each.check, each.wanted.split()[2]) for each in result.warnings] == [("R4", "COMMITTED_TCB")]
+
+
+def test_like_go_sev_guest_knows_no_turin(turin: Bench) -> None:
+    """C9. attestation.md 3.1: its reader knows neither fmcSPL nor a HWID of 8 bytes."""
+    assert failed(check(turin)) == []
+    assert ("C9", "fmcSPL and HWID") in failed(check(turin, like="go-sev-guest"))
+
+
+def test_like_go_sev_guest_knows_few_models(milan: Bench) -> None:
+    """P9. attestation.md 2.4: of Milan's models it accepts 1 only."""
+    report = milan.report(cpuid_mod_id=0)
+    assert failed(check(milan, report)) == []
+    assert [each[0] for each in failed(check(milan, report, like="go-sev-guest"))] == ["P9"]

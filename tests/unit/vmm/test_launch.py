@@ -95,6 +95,15 @@ def test_registers_refused(host: FakeHost, step: str) -> None:
     assert host.open_fds == set()
 
 
+@pytest.mark.parametrize("step", ["KVM_SET_REGS", "KVM_SET_SREGS"])
+def test_start_refused(host: FakeHost, step: str) -> None:
+    """A direct boot starts with registers of its own: without them it would be measured as another guest."""
+    host.answers[step] = -errno.EINVAL
+    with pytest.raises(LaunchError, match=f"{step}: -EINVAL"):
+        launch(host, VmConfig(memory_size=MIB, start=(KvmRegs(), KvmSregs())), ())
+    assert host.open_fds == set()
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("cpu_signature", "cpu signature"), ("ap_reset_eip", "reset EIP")]
 )
