@@ -168,9 +168,9 @@ def spans(data: bytes, where: str) -> list[tuple[int, int, int, int]]:
 def unwrap(data: bytes, tag: int, where: str) -> bytes:
     """The contents of a value that is all of `data`."""
     cursor = Der(data, where)
-    body = cursor.value(tag, "value")
+    start = cursor.skip(tag, "value")
     cursor.end()
-    return body
+    return data[start:]
 
 
 def integer(body: bytes, where: str) -> int:

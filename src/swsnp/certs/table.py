@@ -8,6 +8,7 @@ differently (entries that overlap, one GUID twice) is refused.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -167,26 +168,34 @@ def _heads(data: bytes) -> list[CertTableEntry]:
 
 def _guid(number: int, head: CertTableEntry, first: int, size: int) -> UUID:
     """The entry's GUID, once it is known to lie inside."""
-    where = f"certificate table entry {number}"
-    guid = UUID(bytes=bytes(head.guid))
+    guid, end = _guid_of(head.guid), head.offset + head.length
     if guid == _NIL:
         raise LayoutError(
-            f"{where}: zero GUID with offset {head.offset:#x} and length {head.length:#x}, "
-            f"wanted zeros in a terminator ({_SOURCE})"
+            f"certificate table entry {number}: zero GUID with offset {head.offset:#x} and length "
+            f"{head.length:#x}, wanted zeros in a terminator ({_SOURCE})"
         )
     if head.offset < first:
         raise LayoutError(
-            f"{where} ({guid}): offset {head.offset:#x} is inside the table of {first:#x} bytes ({_SOURCE})"
+            f"certificate table entry {number} ({guid}): offset {head.offset:#x} is inside the table of "
+            f"{first:#x} bytes ({_SOURCE})"
         )
-    end = head.offset + head.length
     if end >= _U32:
         raise LayoutError(
-            f"{where} ({guid}): offset {head.offset:#x} + length {head.length:#x} overflows 32 bits "
-            f"({_SOURCE})"
+            f"certificate table entry {number} ({guid}): offset {head.offset:#x} + length "
+            f"{head.length:#x} overflows 32 bits ({_SOURCE})"
         )
     if end > size:
-        raise LayoutError(f"{where} ({guid}): ends at {end:#x}, blob has {size:#x} bytes ({_SOURCE})")
+        raise LayoutError(
+            f"certificate table entry {number} ({guid}): ends at {end:#x}, blob has {size:#x} bytes "
+            f"({_SOURCE})"
+        )
     return guid
+
+
+@lru_cache(maxsize=64)
+def _guid_of(raw: bytes) -> UUID:
+    """The same few stand in every table."""
+    return UUID(bytes=raw)
 
 
 def _refuse_duplicates(guids: list[UUID]) -> None:

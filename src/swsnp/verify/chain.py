@@ -179,13 +179,18 @@ def check_present(
     findings: Findings,
 ) -> None:
     """C1. The evidence holds a leaf of the kind that SIGNING_KEY names, its issuer, and their root."""
-    names = ", ".join(each.subject_cn for each in candidates) or "no certificate"
     if leaf is None:
         kind = _KIND.get(signing_key)
-        findings.fail("C1", "leaf", names, f"SEV-{kind.upper()}" if kind else "one that can sign reports")
+        wanted = f"SEV-{kind.upper()}" if kind else "one that can sign reports"
+        findings.fail("C1", "leaf", _listed(candidates), wanted)
     elif chain is None:
-        findings.fail("C1", "issuers", names, f"{leaf.issuer_cn} and the root that signed it")
+        wanted = f"{leaf.issuer_cn} and the root that signed it"
+        findings.fail("C1", "issuers", _listed(candidates), wanted)
     findings.made |= _PRESENT
+
+
+def _listed(candidates: Sequence[Certificate]) -> str:
+    return ", ".join(each.subject_cn for each in candidates) or "no certificate"
 
 
 def check_chain(
@@ -297,8 +302,9 @@ def _check_signatures(
     for signed, issuer in links:
         known = roots is not None and roots.vouches(signed, chain.root, product)
         good = known or signatures.signed(signed, issuer)
-        wanted = f"one by {issuer.subject_cn}"
-        findings.holds("C6", good, f"signature of {signed.subject_cn}", "another's", wanted)
+        if not good:
+            wanted = f"one by {issuer.subject_cn}"
+            findings.fail("C6", f"signature of {signed.subject_cn}", "another's", wanted)
 
 
 def _check_usage(chain: Chain, findings: Findings) -> None:

@@ -85,24 +85,26 @@ class _Parts:
 
     def read(self, certificates: tuple[bytes, ...], table: bytes | None, crls: tuple[bytes, ...]) -> Evidence:
         findings = Findings()
-        candidates = [(f"certificate {number}", each) for number, each in enumerate(certificates)]
+        candidates: list[tuple[str, object, bytes]] = [
+            ("certificate", number, each) for number, each in enumerate(certificates)
+        ]
         lists = list(crls)
         try:
             for entry in parse(table) if table is not None else ():
                 guid = canonical_guid(entry.guid)
                 if guid in _TABLE_CERTIFICATES:
-                    candidates.append((f"table entry {guid}", entry.data))
+                    candidates.append(("table entry", guid, entry.data))
                 elif guid == CertTableGuid.CRL and not crls:
                     lists.append(entry.data)
         except LayoutError as error:
             findings.fail("C0", "certificate table", error, "a table in form")
         found: dict[bytes, Certificate] = {}
-        for where, each in candidates:
+        for where, which, each in candidates:
             try:
                 for der in to_der(each):
                     found[der] = self.known.get(der) or self.certificate(der)
             except (InputError, LayoutError) as error:
-                findings.fail("C0", where, error, "a certificate in form")
+                findings.fail("C0", f"{where} {which}", error, "a certificate in form")
         return Evidence(
             certificates=tuple(found.values()),
             crls=_read_crls(lists, findings),
