@@ -60,6 +60,7 @@ _EXTENSION_TAGS: Final = (
     (der.OID, der.BOOLEAN, der.OCTET_STRING),
 )
 _COMMON_SIZE: Final = 64
+_VERSION_3: Final = bytes.fromhex("a003020102")  # [0] INTEGER 2: DER has no other form
 _TEXT_TAGS: Final = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}
 # AttributeError: its classes for ObjectDescriptor, InstanceOf and Real have no value
 _ASN1CRYPTO_FAULTS: Final = (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError)
@@ -239,21 +240,20 @@ def read_extensions(cursor: Der, where: str) -> tuple[Extension, ...]:
     """
     found: dict[str, Extension] = {}
     listed = cursor.value(der.SEQUENCE, "extensions")
-    for tag, start, _, end in der.spans(listed, f"{where}.extensions"):
+    for tag, _, start, end in der.spans(listed, f"{where}.extensions"):
         if tag != der.SEQUENCE:
             raise LayoutError(
                 f"{where}.extensions: got tag {tag:#04x}, wanted {der.SEQUENCE:#04x} (RFC 5280)"
             )
-        raw = listed[start:end]
-        one = (_common_extension if len(raw) <= _COMMON_SIZE else _extension)(raw, where)
+        body = listed[start:end]
+        one = (_common_extension if len(body) <= _COMMON_SIZE else _extension)(body, where)
         if one.oid in found:
             raise LayoutError(f"{where}.extensions: {one.oid} stands twice, wanted once (RFC 5280, 4.2)")
         found[one.oid] = one
     return tuple(found.values())
 
 
-def _extension(raw: bytes, where: str) -> Extension:
-    one = der.unwrap(raw, der.SEQUENCE, where)
+def _extension(one: bytes, where: str) -> Extension:
     parts = der.spans(one, f"{where}.extension")
     tags = tuple([part[0] for part in parts])
     if tags not in _EXTENSION_TAGS:
@@ -282,7 +282,9 @@ def read_der(data: bytes) -> Certificate:
     where = "certificate"
     signed, algorithm, signature = signed_parts(data, where)
     tbs = Der(der.unwrap(signed, der.SEQUENCE, where), where)
-    _want_version_3(tbs)
+    version = tbs.raw(der.explicit(0), "version")
+    if version != _VERSION_3:
+        raise _another_version(version)
     serial = der.integer(tbs.value(der.INTEGER, "serialNumber"), f"{where}.serialNumber")
     inner = read_signature_algorithm(tbs.raw(der.SEQUENCE, "signature"), where)
     issuer = tbs.raw(der.SEQUENCE, "issuer")
@@ -316,12 +318,11 @@ def read_der(data: bytes) -> Certificate:
     )
 
 
-def _want_version_3(tbs: Der) -> None:
-    tagged = tbs.inside(der.explicit(0), "version")
-    version = der.integer(tagged.value(der.INTEGER, "version"), "certificate.version")
-    tagged.end()
-    if version != 2:
-        raise LayoutError(f"certificate.version: got v{version + 1}, wanted v3 (RFC 5280)")
+def _another_version(raw: bytes) -> LayoutError:
+    """What is wrong with it; raised, too, when it is not even an INTEGER in form."""
+    where = "certificate.version"
+    number = der.integer(der.unwrap(der.unwrap(raw, der.explicit(0), where), der.INTEGER, where), where)
+    return LayoutError(f"{where}: got v{number + 1}, wanted v3 (RFC 5280)")
 
 
 @lru_cache(maxsize=256)
