@@ -9,7 +9,8 @@ What counts as a check, `Kind` by `Kind`:
   comparison, one operand of a bitwise or, one arm of what a function of type bool returns. Left out.
 * ACCEPT: `if COND: return`, `continue` right before a refusal. The mutant always accepts.
 * GUARD: `if COND:` that returns None, False, RESUMED or nothing. The mutant never does.
-* HANDLER: `except` that refuses. The mutant lets the exception go on.
+* HANDLER: `except` that refuses. The mutant lets the exception go on; where the handler does no more than
+  that (`except HostError: raise` before a wider one), the mutant leaves it to the handlers after it.
 * LIMIT: < and <=, > and >= inside any of these conditions. The mutant takes the neighbour.
 
 Conditions are still evaluated in a mutant, so that names bound in them exist: what is removed is the refusal.
@@ -198,6 +199,9 @@ class _Function:
         if not _refuses(last) and not (isinstance(last, ast.Return) and _unparsed(last.value) == "False"):
             return
         number = self.work.new(node, self.name, Kind.HANDLER, f"except {_unparsed(node.type)}")
+        if node.type is not None and [ast.unparse(each) for each in node.body] == ["raise"]:
+            node.type = _switch("caught", number, node.type)
+            return
         go_on = ast.If(test=_switch("passed_on", number), body=[ast.Raise()], orelse=[])
         node.body.insert(0, ast.copy_location(go_on, last))
 

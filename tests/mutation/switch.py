@@ -8,7 +8,8 @@ from the program, so only they are run later.
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, Final
+import sys
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,7 @@ OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "In": lambda a, b: a in b,
     "NotIn": lambda a, b: a not in b,
 }
+_Types: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 _NEIGHBOUR: Final = {"Lt": "LtE", "LtE": "Lt", "Gt": "GtE", "GtE": "Gt"}
 
 
@@ -85,6 +87,13 @@ class Switch:
         """Whether a handler lets the exception go on instead of refusing in the documents' words."""
         self.seen.add(number)
         return self.active == number
+
+    def caught(self, number: int, types: _Types) -> _Types:
+        """What a handler catches that only lets the exception go on; its mutant catches nothing."""
+        if not isinstance(sys.exception(), types):
+            return types
+        self.seen.add(number)
+        return () if self.active == number else types
 
     def compare(
         self, halves: tuple[int, ...], limits: tuple[int, ...], ops: tuple[str, ...], *values: object

@@ -25,6 +25,15 @@ def refuse(a: int, b: int) -> str:
         raise ValueError("zero") from None
 
 
+def pass_on(a: int) -> int:
+    try:
+        return [1][1 // a]
+    except IndexError:
+        raise
+    except Exception:
+        raise ValueError("any") from None
+
+
 def predicate(a: int) -> bool:
     return 0 <= a < 10
 
@@ -34,6 +43,9 @@ def table(a: int) -> str:
         check_two(a)
     return "good" if a else EINVAL
 """
+
+
+DIVIDED = "integer division or modulo by zero"
 
 
 class _Errno:
@@ -64,7 +76,7 @@ def loaded(active: str = "") -> tuple[dict[str, Any], Switch]:
 def outcome(function: Any, *arguments: int) -> object:
     try:
         return function(*arguments)
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, IndexError) as error:
         return str(error)
 
 
@@ -78,6 +90,8 @@ def test_what_counts_as_a_check() -> None:
         "check: a + b != 3 -> 'three'",
         "check: a < 0 or b < 0",
         "guard: a == 1",
+        "handler: except Exception",
+        "handler: except IndexError",
         "handler: except ZeroDivisionError",
         "limit: 0 <= a",
         "limit: a < 0",
@@ -104,7 +118,9 @@ def test_what_counts_as_a_check() -> None:
         ("operand: b", "refuse", (8, 4), -22, 0),
         ("check: a + b != 3 -> 'three'", "refuse", (2, 1), "three", 1),
         ("guard: a == 1", "refuse", (1, 1), None, 1),
-        ("handler: except ZeroDivisionError", "refuse", (0, 0), "zero", "integer division or modulo by zero"),
+        ("handler: except ZeroDivisionError", "refuse", (0, 0), "zero", DIVIDED),
+        ("handler: except IndexError", "pass_on", (1,), "list index out of range", "any"),
+        ("handler: except Exception", "pass_on", (0,), "any", DIVIDED),
         ("operand: 0 <= a", "predicate", (-1,), False, True),
         ("limit: a < 10", "predicate", (10,), False, True),
         ("limit: 0 <= a", "predicate", (0,), True, False),

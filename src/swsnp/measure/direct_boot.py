@@ -184,9 +184,11 @@ class DirectBoot:
         longest = min(kernel.header.cmdline_size, _TABLES - _CMDLINE - 1)
         if len(line) - 1 > longest:
             raise UsageError(f"-append: got {len(line) - 1} bytes, wanted at most {longest}")
-        if kernel.start < _MIB or kernel.end > self._low_end:
+        if kernel.start < _MIB:
+            raise UsageError(f"kernel: begins at {kernel.start:#x}, wanted {_MIB:#x} or above")
+        if kernel.end > self._low_end:
             raise UsageError(
-                f"-m: got {self._low_end:#x} bytes below 4 GiB, wanted more than {kernel.end:#x}, where the "
+                f"-m: got {self._low_end:#x} bytes below 4 GiB, wanted at least {kernel.end:#x}, where the "
                 "kernel ends"
             )
         tables = self._page_tables()

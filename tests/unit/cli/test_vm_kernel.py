@@ -165,7 +165,7 @@ def test_wrong_options(kernel: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     machine = ("-machine", "q35,confidential-guest-support=s", "-object", "sev-snp-guest,id=s,cbitpos=3")
     for arguments, text in (
         (machine, "property 'cbitpos': got 3, wanted this host's"),
-        (("-m", "8M"), "-m: got 0x800000 bytes below 4 GiB, wanted more than"),
+        (("-m", "8M"), "-m: got 0x800000 bytes below 4 GiB, wanted at least"),
         (("-serial", f"file:{tmp_path}/no/log"), "log: cannot be written"),
         (("-no-reboot", "--trace", f"{tmp_path}/no/trace"), "trace: cannot be written"),
     ):

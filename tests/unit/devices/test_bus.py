@@ -54,9 +54,11 @@ def test_nobody_answers(address: int, size: int) -> None:
     assert (device.written, bus.unclaimed) == ([], 4)
 
 
-@pytest.mark.parametrize("where", [range(0x107, 0x109), range(0xFF, 0x101), range(0x102, 0x103), range(0)])
+@pytest.mark.parametrize(
+    "where", [range(0x107, 0x109), range(0xFF, 0x101), range(0x102, 0x103), range(0), range(0x200, 0x208, 2)]
+)
 def test_overlaps(where: range) -> None:
-    """Two devices at one address, or none at all, is a mistake of whoever builds the machine."""
+    """Two devices at one address, none at all, or gaps, is a mistake of whoever builds the machine."""
     bus = Bus()
     bus.attach_ports(range(0x100, 0x108), Echo())
     with pytest.raises(UsageError, match="wanted a range that is free"):
@@ -120,6 +122,8 @@ def test_divisor(rig: Rig) -> None:
     rig.write(DATA, 0x0A)
     rig.write(IER, 2)
     assert (rig.read(DATA), rig.read(IER)) == (0x0A, 2)
+    rig.write(IIR, 1)
+    assert rig.read(IIR) == 0xC1
     rig.write(LCR, 0x03)
     assert (rig.read(DATA), rig.read(IER), rig.read(LCR)) == (0, 0, 3)
     assert rig.sent == []
@@ -136,6 +140,8 @@ def test_transmitter_interrupt(rig: Rig) -> None:
     assert rig.levels == [True, False, True]
     rig.write(IER, 0)
     assert rig.levels == [True, False, True, False]
+    rig.write(DATA, 0x41)
+    assert rig.read(IIR) == 1
 
 
 def test_receiver_interrupt(rig: Rig) -> None:

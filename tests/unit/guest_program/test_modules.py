@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.guest_program.conftest import RELEASE, elf_object
 
-from swsnp.errors import InputError
+from swsnp.errors import HostError, InputError
+from swsnp.vmm import kernel_modules
 from swsnp.vmm.kernel_modules import find_modules, module_info
 
 if TYPE_CHECKING:
@@ -65,12 +69,75 @@ def test_loop(package: Callable[..., Path]) -> None:
         find_modules(package({"a": "b", "b": "a"}), ("a",))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".zst", zstandard.ZstdCompressor().compress)],
+    ids=["gzip", "zstd"],
+)
+def test_compression(package: Callable[..., Path], suffix: str, compress: Callable[[bytes], bytes]) -> None:
+    """Linux, CONFIG_MODULE_COMPRESS_*: the same object comes out, as of one that is in xz."""
+    where = package(REPORTS)
+    (before,) = (each for each in find_modules(where, ("tsm",)) if each.name == "tsm")
+    (path,) = where.rglob("tsm.ko.xz")
+    path.unlink()
+    path.with_suffix(suffix).write_bytes(compress(before.data))
+    assert before in find_modules(where, ("tsm",))
+
+
 def test_damaged(package: Callable[..., Path]) -> None:
     """Compressed data that ends in garbage is refused with its path."""
     where = package(REPORTS)
     (path,) = where.rglob("tsm.ko.xz")
     path.write_bytes(b"\xfd7zXZ\0garbage")
     with pytest.raises(InputError, match=r"tsm\.ko\.xz: damaged"):
+        find_modules(where, ("tsm",))
+
+
+def test_each_is_read_once(package: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two modules depend on is not read again for the second."""
+    reads: list[str] = []
+    read = kernel_modules._read
+
+    def counted(name: str, path: Path) -> kernel_modules.KernelModule:
+        reads.append(name)
+        return read(name, path)
+
+    monkeypatch.setattr(kernel_modules, "_read", counted)
+    find_modules(package({"a": "b,c", "b": "d", "c": "d", "d": ""}), ("a", "d"))
+    assert sorted(reads) == ["a", "b", "c", "d"]
+
+
+def test_other_files(package: Callable[..., Path]) -> None:
+    """A signature beside a module is none, nor is a directory with such a name."""
+    where = package(REPORTS)
+    (path,) = where.rglob("tsm.ko.xz")
+    path.with_name("tsm.ko.zzz").write_bytes(b"")
+    path.with_name("zzz").mkdir()
+    (path.parent / "zzz" / "tsm.ko").mkdir()
+    assert [each.name for each in find_modules(where, ("tsm",))] == ["configfs", "tsm"]
+
+
+def test_unreadable(package: Callable[..., Path]) -> None:
+    """What the host refuses to read is named."""
+    where = package(REPORTS)
+    (path,) = where.rglob("tsm.ko.xz")
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(InputError, match=r"tsm\.ko\.xz: cannot be read: Input/output error"):
+        find_modules(where, ("tsm",))
+    (where / "lib" / "modules" / RELEASE / "modules.builtin").unlink(missing_ok=True)
+    (where / "lib" / "modules" / RELEASE / "modules.builtin").mkdir()
+    with pytest.raises(InputError, match=r"modules\.builtin: cannot be read: .*Is a directory"):
+        find_modules(where, ("tsm",))
+
+
+def test_missing_library(package: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, a module in zstd is not called damaged: the error says what to install."""
+    where = package(REPORTS)
+    (path,) = where.rglob("tsm.ko.xz")
+    path.rename(path.with_suffix(".zst"))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(HostError, match=r"remedy: pip install 'swsnp\[guest\]'"):
         find_modules(where, ("tsm",))
 
 
@@ -93,6 +160,15 @@ def test_section_headers_beyond_any_file() -> None:
     raw = bytearray(elf_object({"depends": ""}))
     raw[40:48] = b"\xff" * 8
     with pytest.raises(InputError, match="module: damaged: section headers lie outside"):
+        module_info(bytes(raw), "module")
+
+
+@pytest.mark.parametrize(("at", "bytes_"), [(4, b"\1"), (60, b"\0\0")], ids=["ELF-32", "no sections"])
+def test_other_objects(at: int, bytes_: bytes) -> None:
+    """ELF-64 with sections; what is whole but something else is not called damaged."""
+    raw = bytearray(elf_object({"depends": ""}))
+    raw[at : at + len(bytes_)] = bytes_
+    with pytest.raises(InputError, match="wanted a kernel module: an ELF-64 object"):
         module_info(bytes(raw), "module")
 
 

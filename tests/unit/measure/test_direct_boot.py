@@ -42,6 +42,11 @@ def boot(
     )
 
 
+def placed(start: int, size: int) -> KernelImage:
+    """A kernel that is no more than one segment."""
+    return KernelImage(KERNEL.header, start, (Segment(start, b"\xf4", size),), ())
+
+
 def part(one: DirectBoot, origin: str) -> bytes:
     (found,) = (each.data for each in one.parts if each.origin == origin)
     return found
@@ -165,7 +170,8 @@ def test_segments_that_share_a_page() -> None:
     ("arguments", "text"),
     [
         ({"cmdline": "x" * 2048}, "-append: got 2048 bytes, wanted at most 2047"),
-        ({"memory": ((0, 16 * MIB),)}, "-m: got 0x1000000 bytes below 4 GiB, wanted more than"),
+        ({"kernel": placed(MIB - 4096, 4096)}, "kernel: begins at 0xff000, wanted 0x100000 or above"),
+        ({"memory": ((0, 16 * MIB),)}, "-m: got 0x1000000 bytes below 4 GiB, wanted at least"),
         ({"initrd": bytes(60 * MIB)}, "for kernel and initrd"),
         ({"memory": ((0, 2 << 30), (1 << 32, 200 << 30))}, "wanted less"),
         ({"vcpus": 2000}, "-smp: got 2000, wanted fewer"),
@@ -176,6 +182,31 @@ def test_refusals(arguments: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError) as caught:
         boot(**arguments)  # type: ignore[arg-type]  # each row is one valid argument
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"cmdline": "x" * 2047},
+        {"kernel": placed(MIB, 4096)},
+        {"kernel": placed(MIB, 63 * MIB)},
+        {"kernel": placed(MIB, 62 * MIB), "initrd": bytes(MIB)},
+        {"memory": ((0, 2 << 30), (1 << 32, 121 << 30))},
+    ],
+)
+def test_what_just_fits(arguments: dict[str, object]) -> None:
+    """The other side of each refusal: the last byte of a room belongs to it."""
+    parts = sorted(boot(**arguments).parts, key=lambda each: each.gpa)  # type: ignore[arg-type]  # as above
+    assert all(before.end <= after.gpa for before, after in pairwise(parts))
+
+
+def test_acpi_fills_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables may take all three pages below the command line, and no byte more."""
+    monkeypatch.setattr("swsnp.measure.direct_boot.acpi_tables", lambda *_: bytes(0x3000))
+    assert len(part(boot(), "ACPI")) == 0x3000
+    monkeypatch.setattr("swsnp.measure.direct_boot.acpi_tables", lambda *_: bytes(0x3001))
+    with pytest.raises(UsageError, match="-smp: got 1, wanted fewer: ACPI tables take 12289 bytes"):
+        boot()
 
 
 def test_acpi() -> None:
@@ -203,6 +234,8 @@ def test_acpi() -> None:
 
 def test_too_many_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page that lists what the stub validates has a fixed size; a kernel of more pieces is refused."""
+    numbers = struct.unpack("<512Q", part(boot(), "stub's list"))
+    monkeypatch.setattr("swsnp.measure.direct_boot._MOST_RANGES", sum(map(bool, numbers[1::2])))
     boot()
     monkeypatch.setattr("swsnp.measure.direct_boot._MOST_RANGES", 1)
     with pytest.raises(UsageError, match="ranges between its segments, wanted 1"):

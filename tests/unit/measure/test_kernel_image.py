@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import lzma
 import struct
+import sys
 from typing import TYPE_CHECKING
 
 import lz4.block
@@ -15,7 +16,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swsnp.errors import InputError
+from swsnp.abi.linux_boot import SetupHeader
+from swsnp.errors import HostError, InputError
 from swsnp.measure.kernel_image import parse_kernel, read_kernel
 from swsnp.testing.tiny_kernel import ENTRY, bz_image, elf_image, tiny_kernel
 
@@ -85,7 +87,9 @@ def changed(offset: int, form: str, value: int) -> bytes:
         (b"", "0 bytes, wanted a bzImage"),
         (bytes(4096), "not a bzImage (no HdrS at 0x202"),
         (ELF, "an ELF file; wanted the bzImage made from it"),
+        (bytes(0x1F1 + SetupHeader.SIZE), "not a bzImage (no HdrS at 0x202"),
         (bz_image(ELF, boot_flag=0), "not a bzImage"),
+        (bz_image(ELF, header=0), "not a bzImage"),
         (bz_image(ELF, version=0x20B), "boot protocol 2.11, wanted a 64-bit kernel of protocol 2.12"),
         (bz_image(ELF, xloadflags=0), "wanted a 64-bit kernel"),
         (bz_image(ELF)[:-1], "truncated: the header places 4102 bytes of kernel at 0x400, the file has 4101"),
@@ -100,10 +104,15 @@ def changed(offset: int, form: str, value: int) -> bytes:
             "cannot be expanded: block of 255 bytes",
         ),
         (bz_image(gzip.compress(b"MZ")), "the kernel inside is no 64-bit ELF image"),
+        (bz_image(gzip.compress(b"MZ" + ELF[2:])), "the kernel inside is no 64-bit ELF image"),
+        (bz_image(ELF[:63]), "the kernel inside is no 64-bit ELF image"),
+        (bz_image(ELF[:64]), "ELF program headers end behind the file"),
+        (bz_image(ELF[:120]), "ELF segment 0: 6 bytes at 0x1000, the image has 120"),
         (changed(16, "<H", 3), "ELF type 3, machine 62; wanted an x86-64 kernel"),
         (changed(18, "<H", 183), "ELF type 2, machine 183"),
         (changed(32, "<Q", 1 << 40), "ELF program headers end behind the file"),
         (changed(64 + 32, "<Q", 1 << 20), "ELF segment 0: 1048576 bytes at 0x1000"),
+        (changed(64 + 8, "<Q", len(ELF) - 5), f"ELF segment 0: 6 bytes at {len(ELF) - 5:#x}"),
         (changed(64 + 40, "<Q", 1), "ELF segment 0: 6 bytes"),
         (changed(24, "<Q", 0x1234), "ELF entry 0x1234 is in no segment"),
         (bz_image(elf_image(b"\x90" * 16)), "wanted one built with CONFIG_AMD_MEM_ENCRYPT=y"),
@@ -115,6 +124,27 @@ def test_refusals(raw: bytes, text: str) -> None:
         parse_kernel(raw, "some/vmlinuz")
     assert str(caught.value).startswith("some/vmlinuz: ")
     assert text in str(caught.value)
+
+
+def test_what_is_just_taken() -> None:
+    """Boot protocol 2.12 is the first with a 64-bit entry; ELF: a segment need not have zeros behind it."""
+    assert parse_kernel(bz_image(ELF, version=0x20C), "k").entry == ENTRY
+    assert parse_kernel(changed(64 + 40, "<Q", len(CODE)), "k").end == ENTRY + len(CODE)
+
+
+@pytest.mark.parametrize(
+    ("compress", "library"),
+    [(zstandard.ZstdCompressor().compress, "zstandard"), (lz4_legacy, "lz4")],
+    ids=["zstd", "lz4"],
+)
+def test_missing_library(
+    monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes], library: str
+) -> None:
+    """A kernel whose form needs an extra: no word about damage, but which package to install."""
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setitem(sys.modules, f"{library}.block", None)
+    with pytest.raises(HostError, match=f"'{library}' is missing; remedy: pip install 'swsnp\\[guest\\]'"):
+        parse_kernel(bz_image(with_size(compress(ELF))), "k")
 
 
 def test_unreadable(tmp_path: Path) -> None:
