@@ -14,20 +14,24 @@ done < /modules/order
 $b mount -t tmpfs layer /layer
 $b mkdir /layer/upper /layer/work
 $b mount -t 9p -o "ro,cache=loose,$share" root /host
-$b mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work over /root
+$b mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work over /new
 for each in proc sys dev; do
-    $b mount --move /$each /root/$each
+    $b mount --move /$each /new/$each
 done
-$b mkdir -p /root/dev/pts /root/dev/shm
-$b mount -t devpts pts /root/dev/pts
+$b mkdir -p /new/dev/pts /new/dev/shm
+$b mount -t devpts pts /new/dev/pts
 for each in dev/shm tmp run; do
-    $b mount -t tmpfs tmp /root/$each
+    $b mount -t tmpfs tmp /new/$each
 done
-$b mkdir /root/run/job
-$b mount -t 9p -o "cache=mmap,$share" job /root/run/job
+$b mkdir /new/run/job
+$b mount -t 9p -o "cache=mmap,$share" job /new/run/job
 $b ifconfig lo up 2>/dev/null
 
 cd /
-$b chroot /root /bin/sh -c 'sh /run/job/job.sh; echo $? > /run/job/status' < /root/dev/null > /root/dev/ttyS0 2>&1
+# $mine, a folder of the job, comes by the kernel's command line; what is there tells that the machine lives
+while $b sleep 5; do
+    $b cat /new/proc/uptime > "/new/run/job/$mine/alive"
+done &
+$b chroot /new /bin/sh -c "sh /run/job/$mine/job.sh; echo \$? > /run/job/$mine/status" < /new/dev/null > /new/dev/ttyS0 2>&1
 $b sync
 $b poweroff -f

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,16 +23,26 @@ from swsnp.vmm.kernel_modules import find_modules
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["OuterMachine"]
+__all__ = ["MachineLostError", "OuterMachine"]
 
 _INIT: Final = Path(__file__).with_name("outer_init.sh")
-_FOLDERS: Final = ("bin", "dev", "host", "layer", "modules", "proc", "root", "sys")
+_FOLDERS: Final = ("bin", "dev", "host", "layer", "modules", "new", "proc", "sys")
 _MODULES: Final = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "kvm_amd")
 _CPU: Final = "EPYC-Milan,+svm,+npt"
 _COMMAND_LINE: Final = (
-    "console=ttyS0 quiet loglevel=3 mitigations=off tsc=reliable random.trust_cpu=on panic=-1"
+    "console=ttyS0 quiet loglevel=3 mitigations=off tsc=reliable random.trust_cpu=on "
+    "panic=-1 oops=panic nowatchdog"
 )
-"""No time for what an emulated processor cannot suffer from; the counter is as steady as QEMU's clock."""
+"""No time for what an emulated processor cannot suffer from; the counter is as steady as QEMU's clock.
+
+A kernel that has once gone astray ends at once.
+"""
+_SILENT_S: Final = 150
+"""Without a sign of life; there is one every five seconds, and QEMU may wait for other work of the host."""
+
+
+class MachineLostError(HostError):
+    """The outer machine died, or hangs: nothing that ran in it is to blame, and another may be started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,42 +58,46 @@ class OuterMachine:
     kernel: Path
     busybox: Path
     qemu: Path | None = None
-    cpus: int = 2
-    memory: str = "3G"
+    cpus: int = 1
+    memory: str = "2G"
 
     def run(self, job: Path, script: str, *, timeout_s: float) -> int:
         """Run a shell script as root; what it prints appears on the standard output as it comes.
 
         The folder `job` is `/run/job` inside; the caller's standard output is the machine's serial port.
+        Several may run at once with the same folder: what a machine needs itself is in a folder of its own.
 
         Returns:
             The script's exit status.
 
         Raises:
-            HostError: no QEMU; or the machine ended without a status: it died or took too long.
+            HostError: no QEMU; or the machine took too long.
+            MachineLostError: the machine ended without a status, or gives no sign of life.
         """
         qemu = shutil.which(self.qemu or "qemu-system-x86_64")
         if qemu is None:
             raise HostError("the outer machine needs qemu-system-x86_64; remedy: install qemu-system-x86")
-        (job / "initramfs").write_bytes(self._initramfs())
-        (job / "job.sh").write_text(script)
-        status = job / "status"
-        status.unlink(missing_ok=True)
-        with (job / "qemu.log").open("w") as log:
-            try:
-                command = [qemu, *self._arguments(job)]
-                subprocess.run(command, stdin=subprocess.DEVNULL, stderr=log, timeout=timeout_s, check=False)
-            except subprocess.TimeoutExpired:
-                raise HostError(f"the outer machine was stopped after {timeout_s:.0f} s") from None
+        mine = Path(tempfile.mkdtemp(prefix="machine-", dir=job))
+        (mine / "initramfs").write_bytes(self._initramfs())
+        (mine / "job.sh").write_text(script)
+        with (mine / "qemu.log").open("w") as log:
+            command = [qemu, *self._arguments(job, mine)]
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log) as process:
+                try:
+                    _wait(process, mine, timeout_s)
+                finally:
+                    process.kill()
+        status = mine / "status"
         if not status.exists():
-            raise HostError(f"the outer machine died; its last words are above and in {job / 'qemu.log'}")
+            raise MachineLostError(f"it died; its last words are above and in {mine / 'qemu.log'}")
         return int(status.read_text())
 
-    def _arguments(self, job: Path) -> Iterator[str]:
+    def _arguments(self, job: Path, mine: Path) -> Iterator[str]:
         (kernel,) = self.kernel.glob("boot/vmlinuz-*")
         yield from ("-accel", "tcg,thread=multi", "-cpu", _CPU, "-smp", str(self.cpus), "-m", self.memory)
         yield from ("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio")
-        yield from ("-kernel", str(kernel), "-initrd", str(job / "initramfs"), "-append", _COMMAND_LINE)
+        yield from ("-kernel", str(kernel), "-initrd", str(mine / "initramfs"))
+        yield from ("-append", f"{_COMMAND_LINE} mine={mine.name}")
         local = "local,security_model=none"
         yield from ("-virtfs", f"{local},path=/,mount_tag=root,readonly=on,multidevs=remap")
         yield from ("-virtfs", f"{local},path={job},mount_tag=job")
@@ -99,3 +116,18 @@ class OuterMachine:
                 *(program(f"modules/{each.name}.ko", each.data) for each in modules),
             ]
         )
+
+
+def _wait(process: subprocess.Popen[bytes], mine: Path, timeout_s: float) -> None:
+    """Until it has ended; HostError when it does not."""
+    alive, seen, now = mine / "alive", 0.0, time.monotonic()
+    end, silent = now + timeout_s, now + _SILENT_S
+    while (now := time.monotonic()) < end:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(min(1.0, end - now))
+            return
+        if alive.exists() and (at := alive.stat().st_mtime) != seen:
+            seen, silent = at, now + _SILENT_S
+        elif now > silent:
+            raise MachineLostError(f"it gave no sign of life for {_SILENT_S} s, and was stopped")
+    raise HostError(f"the outer machine was stopped after {timeout_s:.0f} s")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.real_guest.builds import build_client
 from tests.real_guest.lanes import Ended, run_lanes
-from tests.real_guest.outer_machine import OuterMachine
+from tests.real_guest.outer_machine import MachineLostError, OuterMachine
 from tests.real_guest.place import ROOT, Here, Nested, here_or_nested
 from tests.real_guest.said import BINARY, Said
 
@@ -45,6 +45,83 @@ def test_lanes_that_take_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[
     time.sleep(1.5)
     assert not (tmp_path / "slow.status").exists(), "it was stopped"
     assert "stopped after 1 s" in capsys.readouterr().out
+
+
+class LosesMachines(Here):
+    """A place whose machines run the first command that is left, and are lost then."""
+
+    def __init__(self, lost: int) -> None:
+        self.lost = lost
+        self.scripts: list[str] = []
+
+    def run(self, job: Path, script: str, *, timeout_s: float) -> int:
+        self.scripts.append(script)
+        if len(self.scripts) > self.lost:
+            return super().run(job, script, timeout_s=timeout_s)
+        head, first, *_ = script.partition("\nrun ")
+        super().run(job, head + first + script[len(head + first) :].splitlines()[0], timeout_s=timeout_s)
+        raise MachineLostError("it died")
+
+
+COMMANDS = {name: ["sh", "-c", f"echo x >> $JOB/{name}; exit 3"] for name in ("one", "two", "three", "four")}
+
+
+def test_machine_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another goes on with what is left; what has ended, well or not, is not run again."""
+    place = LosesMachines(2)
+    ended = run_lanes(place, tmp_path, [COMMANDS], timeout_s=60)
+    assert {name: each.status for name, each in ended.items()} == dict.fromkeys(COMMANDS, 3)
+    assert all((tmp_path / name).read_text() == "x\n" for name in COMMANDS)
+    said = capsys.readouterr().out
+    assert "one, two, three, four: machine 1 of at most 3 was lost: it died" in said
+    assert "two, three, four: machine 2 of at most 3 was lost: it died" in said
+
+
+def test_machines_are_lost_for_ever(tmp_path: Path) -> None:
+    """Three machines for one lane, and no more."""
+    place = LosesMachines(9)
+    assert list(run_lanes(place, tmp_path, [COMMANDS], timeout_s=60)) == ["one", "two", "three"]
+    assert len(place.scripts) == 3
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("exit 0", "it died; its last words are above and in"),
+        ("sleep 60", "it gave no sign of life for 0.5 s, and was stopped"),
+    ],
+)
+def test_outer_machine_is_lost(
+    program: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A machine that ends without a status, and one that hangs, are told from a script that fails."""
+    monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_S", 0.5)
+    with pytest.raises(MachineLostError, match=words):
+        fake_machine(monkeypatch, tmp_path, f"exec {program}").run(tmp_path, "true", timeout_s=30)
+
+
+def test_outer_machine_takes_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """That is no loss: another one would take as long."""
+    with pytest.raises(HostError, match="was stopped after 0 s") as caught:
+        fake_machine(monkeypatch, tmp_path, "exec sleep 60").run(tmp_path, "true", timeout_s=0.3)
+    assert not isinstance(caught.value, MachineLostError)
+
+
+def test_outer_machine_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The status is the script's, from the machine's own folder, which the kernel's command line names."""
+    program = 'for a; do case $a in *mine=*) echo 7 > "${0%/*}/${a##*mine=}/status";; esac; done'
+    assert fake_machine(monkeypatch, tmp_path, program).run(tmp_path, "exit 7", timeout_s=30) == 7
+
+
+def fake_machine(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> OuterMachine:
+    """An outer machine whose QEMU is a shell script, so that what happens to it can be said."""
+    qemu = folder / "qemu"
+    qemu.write_text(f"#!/bin/sh\n{program}\n")
+    qemu.chmod(0o755)
+    (folder / "boot").mkdir()
+    (folder / "boot" / "vmlinuz-1").touch()
+    monkeypatch.setattr(OuterMachine, "_initramfs", lambda _: b"")
+    return OuterMachine(kernel=folder, busybox=folder, qemu=qemu)
 
 
 @pytest.mark.parametrize(("wanted", "kind"), [("here", Here), ("nested", Nested)], ids=["here", "nested"])
