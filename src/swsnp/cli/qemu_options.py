@@ -86,6 +86,8 @@ class QemuOptions:
     append: str
     serial: str
     no_reboot: bool
+    ordinary: bool
+    """A kernel without SNP: -machine is given and names no confidential-guest-support."""
     snp: SnpGuest
 
     def vm_config(self) -> VmConfig:
@@ -256,6 +258,9 @@ def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS
     if maxcpus < cpus:
         raise UsageError(f"-smp: maxcpus {maxcpus}, wanted at least cpus, {cpus}")
     cpu_model = options.get("cpu", {}).get("model", _DEFAULT_CPU if direct else "")
+    ordinary = direct and "machine" in options and "confidential-guest-support" not in machine
+    if direct and "confidential-guest-support" not in machine:
+        _no_object_in_vain(objects)
     parsed = QemuOptions(
         name=options.get("name", {}).get("guest", "vm0"),
         cpus=cpus,
@@ -267,11 +272,22 @@ def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS
         memory_size=_memory_size(machine, options.get("m", {}), objects),
         snp=_snp_guest(machine, objects, None if direct else host_cbitpos),
         no_reboot="no-reboot" in options,
+        ordinary=ordinary,
         **loaded,
     )
     if parsed.snp.kernel_hashes and None in (parsed.kernel, parsed.bios):
         raise UsageError("sev-snp-guest: property 'kernel-hashes': got on, wanted -bios and -kernel with it")
     return parsed
+
+
+def _no_object_in_vain(objects: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
+    """An SNP guest that nothing refers to would be ignored in silence."""
+    for name, (kind, _) in objects.items():
+        if kind == "sev-snp-guest":
+            raise UsageError(
+                f"-object {kind},id={name}: nothing refers to it, wanted "
+                f"-machine q35,confidential-guest-support={name}"
+            )
 
 
 def _loaded(texts: Mapping[str, str]) -> dict[str, Any]:

@@ -138,6 +138,12 @@ def _add_kernel_options(command: argparse.ArgumentParser) -> None:
         "--trace", type=Path, metavar="FILE", help="every exit with RIP, one a line; - is stderr"
     )
     group.add_argument("--system-map", type=Path, metavar="FILE", help="the kernel's, for names in the trace")
+    group.add_argument(
+        "--kernel-config",
+        type=Path,
+        metavar="FILE",
+        help="the kernel's configuration, where it is neither inside the kernel nor beside it",
+    )
     group.add_argument("--stats", type=Path, metavar="FILE", help="how it ended and what it took, as JSON")
     _add_program_options(command)
     group.add_argument("--save-root", type=Path, metavar="FILE", help="write the machine's root, DER")

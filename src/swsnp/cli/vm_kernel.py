@@ -6,8 +6,10 @@ import json
 import signal
 import sys
 import threading
+import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,8 +20,10 @@ from swsnp.cli.vm_terminal import Terminal
 from swsnp.cpu.plain_kvm import LinuxKvm, probe_for_linux
 from swsnp.errors import HostError, InputError, UsageError
 from swsnp.machine import Machine
-from swsnp.machine.kernel_vm import host_processor
+from swsnp.machine.kernel_vm import KernelVm, host_processor
 from swsnp.machine.machine import utc_now
+from swsnp.machine.ordinary_vm import OrdinaryVm
+from swsnp.measure.kernel_config import check_config, find_config
 from swsnp.measure.kernel_image import read_kernel
 from swsnp.measure.vmsa_pages import signature_of_model
 from swsnp.trace import GuestLeft, Vmgexit
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from swsnp.cli.qemu_options import QemuOptions
-    from swsnp.machine.kernel_vm import HostProcessor, KernelVm
+    from swsnp.machine.kernel_vm import HostProcessor
     from swsnp.measure.kernel_image import KernelImage
     from swsnp.trace import Trace, TraceEvent
 
@@ -51,8 +55,12 @@ def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
     """
     assert options.kernel is not None  # noqa: S101  # the caller looked
     kernel = read_kernel(options.kernel)
+    if options.ordinary:
+        _refuse_what_snp_has(ours)
+    else:
+        _check_config(kernel, options.kernel, ours.kernel_config)
     initrd = _read(options.initrd) if options.initrd is not None else b""
-    program = program_of(ours, kernel)
+    program = program_of(ours, kernel, ordinary=options.ordinary)
     if program is not None:
         initrd = initrd + bytes(-len(initrd) % 4) + program.initramfs
         options = replace(options, append=f"{program.cmdline} {options.append}".rstrip(), no_reboot=True)
@@ -73,6 +81,29 @@ def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
             if not (isinstance(stop, stops.PoweredOff) and stop.status is None and not options.no_reboot):
                 code = _exit_code(stop, guest, symbols)
                 return code if program is None else _program_code(stop)
+
+
+def _refuse_what_snp_has(ours: argparse.Namespace) -> None:
+    """A guest without SNP makes no events and asks for no reports; its kernel may be built as it likes."""
+    for name in ("kernel_config", "save_root", "trace"):
+        if getattr(ours, name) is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: wanted an SNP guest: no -machine, or one with "
+                "confidential-guest-support"
+            )
+
+
+def _check_config(kernel: KernelImage, image: Path, named: Path | None) -> None:
+    """Judge the kernel by its configuration, where one can be found."""
+    config = find_config(kernel, image, named)
+    if config is not None:
+        check_config(config, kernel.release)
+        return
+    print(
+        f"swsnp vm: {image}: its configuration was not checked: there is none inside, and no "
+        f"config-{kernel.release or 'RELEASE'} beside it; --kernel-config FILE names one",
+        file=sys.stderr,
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -113,31 +144,30 @@ class _Guest:
         processor: HostProcessor,
         *,
         console_apart: bool,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._machine = machine
+        self._machine, self._clock = machine, clock
+        self._times = {"started": clock()}
         self._console = sys.stderr.buffer if console_apart else sys.stdout.buffer
         self._terminated: int | None = None
         self._vmgexits = 0
         self._quit = False
         bus, power = Bus(), stops.PowerSwitch()
         attach_legacy(bus, power, utc_now)
-        config = options.vm_config()
-        self.vm: KernelVm = machine.launch_kernel(
-            replace(
-                config,
-                cbitpos=processor.c_bit,
-                host_cbitpos=processor.c_bit,
-                cpu_signature=signature_of_model(options.cpu_model),
-            ),
-            kernel,
-            bus=bus,
-            power=power,
-            initrd=initrd,
-            cmdline=options.append,
+        config = replace(
+            options.vm_config(),
+            cbitpos=processor.c_bit,
+            host_cbitpos=processor.c_bit,
+            cpu_signature=signature_of_model(options.cpu_model),
         )
+        start = machine.launch_kernel if not options.ordinary else partial(OrdinaryVm, host=processor.host)
+        self.vm: KernelVm | OrdinaryVm = start(
+            config, kernel, bus=bus, power=power, initrd=initrd, cmdline=options.append
+        )
+        self._note("launched")
         self._serial = Serial16550(self.vm.interrupt_line(COM1_LINE), self._show)
         bus.attach_ports(COM1, self._serial)
-        self._output = Serial16550(self.vm.interrupt_line(COM2_LINE), _to_stdout)
+        self._output = Serial16550(self.vm.interrupt_line(COM2_LINE), self._put_out)
         if console_apart:
             bus.attach_ports(COM2, self._output)
         self._flushing = threading.Event()
@@ -163,6 +193,20 @@ class _Guest:
             self._log.write(data)
             self._log.flush()
 
+    def _put_out(self, data: bytes) -> None:
+        self._note("output")
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+    def _note(self, what: str) -> None:
+        """When something happened for the first time."""
+        self._times.setdefault(what, self._clock())
+
+    def _seconds(self) -> dict[str, float]:
+        """From the start to the other times."""
+        start = self._times["started"]
+        return {what: round(at - start, 3) for what, at in self._times.items() if what != "started"}
+
     def run(self, timeout_s: float | None) -> stops.StopReason:
         """Run until the guest has ended; prompts without a line feed are shown too."""
         flusher = threading.Thread(target=self._flush, daemon=True)
@@ -176,6 +220,7 @@ class _Guest:
                     return stops.PoweredOff("terminal", GOOD)
                 raise
             finally:
+                self._note("ended")
                 self._flushing.set()
                 flusher.join()
 
@@ -216,17 +261,14 @@ class _Guest:
         return {
             "stop": type(stop).__name__,
             "status": getattr(stop, "status", None),
-            "measurement": self.vm.measurement.hex(),
-            "cbitpos": self.vm.config.cbitpos,
+            "snp": isinstance(self.vm, KernelVm),
+            "measurement": self.vm.measurement.hex() or None,
+            "cbitpos": self.vm.config.cbitpos if isinstance(self.vm, KernelVm) else None,
+            "seconds": self._seconds(),
             "entries": [each.entries for each in self.vm.processors.values()],
             "ghcb_events": self._vmgexits,
             "rewritten": len(self.vm.processors[0].sites),
         }
-
-
-def _to_stdout(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
 
 
 def _log_file(serial: str) -> Any:

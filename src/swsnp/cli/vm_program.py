@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["program_of"]
 
 
-def program_of(ours: argparse.Namespace, kernel: KernelImage) -> GuestProgram | None:
-    """The program that the guest shall run; None without --exec.
+def program_of(
+    ours: argparse.Namespace, kernel: KernelImage, *, ordinary: bool = False
+) -> GuestProgram | None:
+    """The program that the guest shall run; None without --exec. An ordinary guest has no sev-guest device.
 
     Raises:
         UsageError: options of --exec without it, or --module without --modules.
@@ -31,7 +33,7 @@ def program_of(ours: argparse.Namespace, kernel: KernelImage) -> GuestProgram | 
         return None
     if ours.module is not None and ours.modules is None:
         raise UsageError("--module: wanted --modules DIR with it, where the module is")
-    modules = _modules(ours.modules, ours.module)
+    modules = _modules(ours.modules, [] if ordinary and ours.module is None else ours.module)
     for each in modules:
         if kernel.release and each.release != kernel.release:
             raise InputError(

@@ -160,8 +160,11 @@ class DirectBoot:
         cmdline: the command line.
         memory: GPA and bytes of each range of RAM, rising, the first from 0.
         vcpus: how many.
-        c_bit: position of the C-bit.
-        cpuid: the CPUID page.
+        c_bit: position of the C-bit; None for a guest without SNP.
+        cpuid: the CPUID page; None likewise.
+
+    A guest without SNP is laid out in the same way. It has no C-bit and none of the pages that only SNP
+    guests have, and starts at the kernel's entry, since there is nothing to validate.
 
     Raises:
         UsageError: it does not fit: field, got, wanted.
@@ -175,10 +178,11 @@ class DirectBoot:
         cmdline: str = "",
         memory: tuple[tuple[int, int], ...],
         vcpus: int,
-        c_bit: int,
-        cpuid: CpuidPage,
+        c_bit: int | None,
+        cpuid: CpuidPage | None,
     ) -> None:
-        self._kernel, self._memory, self._vcpus, self._c_bit = kernel, memory, vcpus, c_bit
+        self._kernel, self._memory, self._vcpus = kernel, memory, vcpus
+        self._snp, self._private = cpuid is not None, 0 if c_bit is None else 1 << c_bit
         self._low_end = memory[0][1]
         line = cmdline.encode() + b"\0"
         longest = min(kernel.header.cmdline_size, _TABLES - _CMDLINE - 1)
@@ -198,17 +202,14 @@ class DirectBoot:
         self.parts: tuple[Part, ...] = (
             self._part("boot parameters", _BOOT_PARAMS, self._boot_params(initrd_gpa, len(initrd))),
             self._part("setup data and GDT", _SETUP, _setup_page()),
-            Part("CPUID page", PageType.CPUID, _CPUID, bytes(cpuid)),
-            Part("secrets page", PageType.SECRETS, _SECRETS, bytes(PAGE)),
-            self._part("stub", _STUB, STUB),
-            Part("stub's list", PageType.NORMAL, _LIST, bytes(PAGE)),
+            *([] if cpuid is None else self._snp_parts(cpuid)),
             self._part("ACPI", _ACPI, self._acpi()),
             self._part("command line", _CMDLINE, line),
             self._part("page tables", _TABLES, tables),
             *self._kernel_parts(),
             *([self._part("initial RAM disk", initrd_gpa, initrd)] if initrd else []),
         )
-        ranges = _pack_ranges(self._unlaunched())
+        ranges = _pack_ranges(self._unlaunched()) if self._snp else b""
         self.parts = tuple(each._replace(data=ranges) if each.gpa == _LIST else each for each in self.parts)
 
     @property
@@ -232,13 +233,14 @@ class DirectBoot:
             gdt=KvmDtable(base=_GDT, limit=8 * len(_DESCRIPTORS) - 1),
             idt=KvmDtable(),
             cr0=_CR0,
-            cr3=_TABLES | 1 << self._c_bit,
+            cr3=_TABLES | self._private,
             cr4=_CR4_PAE,
             efer=_EFER_LMA_LME,
             apic_base=_APIC_BASE,
         )
         r12 = (0, 0, 0, 0, self._kernel.entry, 0, 0, 0)
-        return KvmRegs(rip=_STUB, rbx=_LIST, rsi=_BOOT_PARAMS, r8_to_r15=r12, rflags=2), sregs
+        rip = _STUB if self._snp else self._kernel.entry
+        return KvmRegs(rip=rip, rbx=_LIST, rsi=_BOOT_PARAMS, r8_to_r15=r12, rflags=2), sregs
 
     def digest(self, *, signature: int, features: int = SNP_ACTIVE) -> bytes:
         """The launch digest, 48 bytes. The CPUID and secrets pages count with their place only.
@@ -262,6 +264,12 @@ class DirectBoot:
     @staticmethod
     def _part(origin: str, gpa: int, data: bytes) -> Part:
         return Part(origin, PageType.NORMAL, gpa, data.ljust(-(-len(data) // PAGE) * PAGE, b"\0"))
+
+    def _snp_parts(self, cpuid: CpuidPage) -> Iterator[Part]:
+        yield Part("CPUID page", PageType.CPUID, _CPUID, bytes(cpuid))
+        yield Part("secrets page", PageType.SECRETS, _SECRETS, bytes(PAGE))
+        yield self._part("stub", _STUB, STUB)
+        yield Part("stub's list", PageType.NORMAL, _LIST, bytes(PAGE))
 
     def _kernel_parts(self) -> Iterator[Part]:
         """The segments, in whole pages; two that share a page are one part."""
@@ -294,7 +302,7 @@ class DirectBoot:
             ramdisk_image=initrd_gpa if initrd_size else 0,
             ramdisk_size=initrd_size,
             cmd_line_ptr=_CMDLINE,
-            setup_data=_SETUP,
+            setup_data=_SETUP if self._snp else 0,
         )
         return boot_params(header, tuple(self._memory_map()), rsdp=_ACPI)
 
@@ -318,7 +326,7 @@ class DirectBoot:
     def _page_tables(self) -> bytes:
         """PML4, PDPTs as needed for one PML4 entry, and a directory for each GiB."""
         end = max(gpa + size for gpa, size in self._memory)
-        private = 1 << self._c_bit
+        private = self._private
         directories = -(-end // _GIB)
         pdpt, first = _TABLES + PAGE, _TABLES + 2 * PAGE
         entries = [first + number * PAGE | private | _PRESENT_WRITABLE for number in range(directories)]

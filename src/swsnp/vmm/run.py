@@ -47,10 +47,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swsnp.vmm.certs import CertificateService
-    from swsnp.vmm.host import HostKernel
-    from swsnp.vmm.ram import GuestRam
+    from swsnp.vmm.ram import Conversion
 
-__all__ = ["IoBus", "VcpuRunner"]
+__all__ = ["ConvertibleMemory", "IoBus", "VcpuHost", "VcpuRunner"]
 
 _INTERRUPTED: Final = -errno.EINTR
 _GO_ON: Final = (_INTERRUPTED, -errno.EAGAIN)
@@ -103,6 +102,26 @@ class IoBus(Protocol):
         ...
 
 
+class VcpuHost(Protocol):
+    """What a run loop asks of the host; see `host.HostKernel`."""
+
+    def ioctl(self, fd: int, request: int, arg: int | bytearray | memoryview = 0) -> int:
+        """A result, or -errno."""
+        ...
+
+    def interrupt_vcpu(self, fd: int) -> None:
+        """KVM_RUN, this one or the next, ends with -EINTR."""
+        ...
+
+
+class ConvertibleMemory(Protocol):
+    """The guest's memory; see `ram.GuestRam`."""
+
+    def convert(self, gpa: int, npages: int, *, private: bool) -> Conversion:
+        """Give pages the state that the guest assumes."""
+        ...
+
+
 class VcpuRunner:
     """Runs one vCPU until there is something to tell.
 
@@ -119,12 +138,12 @@ class VcpuRunner:
 
     def __init__(
         self,
-        host: HostKernel,
+        host: VcpuHost,
         *,
         vcpu: int,
         fd: int,
         run_area: memoryview,
-        ram: GuestRam,
+        ram: ConvertibleMemory,
         certificates: CertificateService | None,
         bus: IoBus | None = None,
         power: PowerSwitch | None = None,

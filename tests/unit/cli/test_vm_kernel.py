@@ -226,3 +226,45 @@ def test_measure_refuses(
         main(["measure", "kernel", *(kernel if each == "KERNEL" else each for each in arguments)]) == status
     )
     assert text in capsys.readouterr().err
+
+
+def test_kernel_configuration(kernel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 3 with file, option, got and wanted, before the host is looked at."""
+    config = tmp_path / "config"
+    config.write_text("CONFIG_AMD_MEM_ENCRYPT=y\n# CONFIG_SEV_GUEST is not set\n")
+    assert vm("-kernel", kernel, "--kernel-config", str(config)) == 3
+    assert f"{config}: CONFIG_SEV_GUEST: got n, wanted y or m" in capsys.readouterr().err
+
+
+def test_no_kernel_configuration(
+    kernel: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is none that is said, and the boot goes on (here: to the host, which cannot)."""
+    verdict = Verdict(usable=False, reason="no", remedy="none")
+    monkeypatch.setattr("swsnp.cli.vm_kernel.probe_for_linux", lambda: verdict)
+    assert vm("-kernel", kernel) == 4
+    assert "its configuration was not checked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--kernel-config", "--save-root", "--trace"])
+def test_ordinary_guest_has_no_reports(option: str, kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What only SNP guests have is refused, not ignored."""
+    assert vm("-kernel", kernel, "-machine", "q35", option, "file") == 2
+    assert f"{option}: wanted an SNP guest" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("any_kvm")
+def test_ordinary_guest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As QEMU: -machine without confidential-guest-support is a guest without SNP."""
+    stats = tmp_path / "stats"
+    arguments = ("-m", "32M", "-machine", "q35", "--stats", str(stats))
+    assert vm("-kernel", code(tmp_path, f"b0 09 e6 f4 {VMGEXIT}"), *arguments) == 9
+    assert not capsys.readouterr().err
+    found = json.loads(stats.read_text())
+    assert (found["snp"], found["measurement"], found["cbitpos"], found["entries"]) == (
+        False,
+        None,
+        None,
+        [1],
+    )
+    assert found["seconds"]["ended"] >= found["seconds"]["launched"]

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from swsnp.cpu.plain_kvm.host import HostKvm
 
-__all__ = ["c_bit_of", "cpuid_page", "leaves_of_vcpu", "pack_leaves", "snp_leaves", "supported_leaves"]
+__all__ = [
+    "c_bit_of",
+    "cpuid_page",
+    "leaves_of_vcpu",
+    "ordinary_leaves",
+    "pack_leaves",
+    "snp_leaves",
+    "supported_leaves",
+]
 
 _HEADER: Final = 8
 _MAX_EXTENDED: Final = 0x80000000
@@ -82,6 +90,11 @@ def snp_leaves(leaves: Iterable[KvmCpuidEntry]) -> tuple[KvmCpuidEntry, ...]:
     )
     kept = (_amd(leaf) for leaf in host_leaves if not _left_out(leaf.function))
     return (*kept, encryption)
+
+
+def ordinary_leaves(leaves: Iterable[KvmCpuidEntry]) -> tuple[KvmCpuidEntry, ...]:
+    """The host's leaves for a guest without SEV-SNP; without KVM's own, as SNP guests have them."""
+    return tuple(leaf for leaf in leaves if not _left_out(leaf.function))
 
 
 def _left_out(function: int) -> bool:

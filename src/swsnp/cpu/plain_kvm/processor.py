@@ -15,19 +15,17 @@ from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.abi.record import Record
 from swsnp.abi.vmsa import Vmsa
 from swsnp.abi.vmsa_registers import regs_of, sregs_of
-from swsnp.cpu.plain_kvm.host import DEVICE, checked_ioctl
+from swsnp.cpu.plain_kvm.host import checked_ioctl
 from swsnp.cpu.plain_kvm.ioctls import (
     SYNC_GENERAL_REGS,
     HostIoctl,
     InternalError,
     KvmExitInternalError,
     KvmExitMsr,
-    KvmMsrEntry,
     KvmTranslation,
 )
 from swsnp.cpu.plain_kvm.rewrite import Site
-from swsnp.cpu.plain_kvm.vm import SYSCFG_MSR
-from swsnp.errors import HostError
+from swsnp.cpu.plain_kvm.vm import SYSCFG_MSR, set_memory_types
 from swsnp.hardware.exits import (
     GuestAccessFault,
     GuestExit,
@@ -70,10 +68,6 @@ _SYNC_REGS: Final = 304
 _RAX_RCX_RDX: Final = struct.Struct("<Q8xQQ")
 _RIP: Final = _SYNC_REGS + KvmRegs.offset_of("rip")
 _RFLAGS: Final = _SYNC_REGS + KvmRegs.offset_of("rflags")
-_MSR_PAT: Final = 0x277
-_MSR_MTRR_DEF_TYPE: Final = 0x2FF
-_WRITE_BACK_AND_ENABLED: Final = 0xC06
-"""Default type write-back, fixed ranges and MTRRs enabled: what firmware leaves and Linux checks."""
 _ERROR_BYTES: Final = 15
 
 _CF, _PF, _AF, _ZF, _SF, _OF = (1 << bit for bit in (0, 2, 4, 6, 7, 11))
@@ -156,18 +150,11 @@ class PlainKvmProcessor:
         self._set(Ioctl.KVM_SET_SREGS, sregs_of(state, reset))
         self._set(Ioctl.KVM_SET_REGS, regs_of(state))
         if self._vm.whole_kernel:
-            self._set_msrs({_MSR_PAT: state.g_pat, _MSR_MTRR_DEF_TYPE: _WRITE_BACK_AND_ENABLED})
+            set_memory_types(self._host, self._vcpu, state.g_pat)
             if self._is_ap:
                 runnable = KvmMpState(mp_state=MpState.RUNNABLE)
                 self._set(Ioctl.KVM_SET_MP_STATE, runnable)
         self._unfinished = self._answer = None
-
-    def _set_msrs(self, values: dict[int, int]) -> None:
-        entries = b"".join(bytes(KvmMsrEntry(index=index, data=value)) for index, value in values.items())
-        argument = bytearray(len(values).to_bytes(8, "little") + entries)
-        done = checked_ioctl(self._host, self._vcpu, HostIoctl.KVM_SET_MSRS, argument)
-        if done != len(values):
-            raise HostError(f"{DEVICE}: KVM_SET_MSRS: {done} of {len(values)} done; remedy: a KVM of x86-64")
 
     @property
     def sites(self) -> dict[int, Site]:

@@ -18,6 +18,7 @@ from swsnp.cpu.plain_kvm.ioctls import (
     HostCapability,
     HostIoctl,
     KvmIrqLevel,
+    KvmMsrEntry,
     KvmMsrFilterRange,
     KvmPitConfig,
     MsrFilterFlag,
@@ -35,13 +36,27 @@ if TYPE_CHECKING:
     from swsnp.cpu.plain_kvm.ioctls import KvmCpuidEntry
     from swsnp.cpu.plain_kvm.memory import GuestPhysicalMemory, PlanesBase
 
-__all__ = ["SYSCFG_MSR", "HostVm", "c_bit_position", "check_host"]
+__all__ = [
+    "HostVm",
+    "SYSCFG_MSR",
+    "c_bit_position",
+    "check_host",
+    "close_all",
+    "create_interrupt_controller",
+    "interrupt_line",
+    "open_device",
+    "set_memory_types",
+]
 
 SYSCFG_MSR: Final = 0xC0010010
 _TSS_GPA: Final = 0xFFFB_D000
 """Three pages that Intel's virtualization needs in real mode, where no firmware is."""
 _IDENTITY_MAP_GPA: Final = 0xFFFB_C000
 _PIT_WITH_SPEAKER: Final = 1
+_MSR_PAT: Final = 0x277
+_MSR_MTRR_DEF_TYPE: Final = 0x2FF
+_WRITE_BACK_AND_ENABLED: Final = 0xC06
+"""Default type write-back, fixed ranges and MTRRs enabled."""
 
 
 def check_host(host: HostKvm, kvm: int) -> None:
@@ -86,6 +101,49 @@ def open_device(host: HostKvm) -> int:
         raise HostError(f"{DEVICE}: {error.strerror or error}; remedy: {remedy}") from error
 
 
+def create_interrupt_controller(host: HostKvm, kvm: int, vm: int) -> None:
+    """Local APICs, IOAPIC, PICs and the timer, all KVM's own; GPAs below 4 GiB for Intel's needs.
+
+    Raises:
+        HostError: the host's KVM has none.
+    """
+    for capability in (OptionalCapability.IRQCHIP, OptionalCapability.PIT2):
+        if checked_ioctl(host, kvm, Ioctl.KVM_CHECK_EXTENSION, capability) <= 0:
+            raise HostError(
+                f"{DEVICE}: no KVM_CAP_{capability.name} ({capability.value}); remedy: a KVM of x86-64"
+            )
+    checked_ioctl(host, vm, HostIoctl.KVM_SET_TSS_ADDR, _TSS_GPA)
+    identity_map = bytearray(_IDENTITY_MAP_GPA.to_bytes(8, "little"))
+    checked_ioctl(host, vm, HostIoctl.KVM_SET_IDENTITY_MAP_ADDR, identity_map)
+    checked_ioctl(host, vm, HostIoctl.KVM_CREATE_IRQCHIP)
+    pit = bytearray(bytes(KvmPitConfig(flags=_PIT_WITH_SPEAKER)))
+    checked_ioctl(host, vm, HostIoctl.KVM_CREATE_PIT2, pit)
+
+
+def interrupt_line(host: HostKvm, vm: int, number: int) -> Callable[[bool], None]:
+    """A line of the interrupt controller: called with its level, by any thread."""
+
+    def line(level: bool) -> None:
+        wanted = bytearray(bytes(KvmIrqLevel(irq=number, level=int(level))))
+        checked_ioctl(host, vm, HostIoctl.KVM_IRQ_LINE, wanted)
+
+    return line
+
+
+def set_memory_types(host: HostKvm, vcpu: int, pat: int) -> None:
+    """The page attribute table and the MTRRs as firmware leaves them, which Linux checks.
+
+    Raises:
+        HostError: the host's KVM does not take them.
+    """
+    values = {_MSR_PAT: pat, _MSR_MTRR_DEF_TYPE: _WRITE_BACK_AND_ENABLED}
+    entries = b"".join(bytes(KvmMsrEntry(index=index, data=value)) for index, value in values.items())
+    argument = bytearray(len(values).to_bytes(8, "little") + entries)
+    done = checked_ioctl(host, vcpu, HostIoctl.KVM_SET_MSRS, argument)
+    if done != len(values):
+        raise HostError(f"{DEVICE}: KVM_SET_MSRS: {done} of {len(values)} done; remedy: a KVM of x86-64")
+
+
 class HostVm:
     """A guest of the host's KVM over one guest's memory.
 
@@ -111,7 +169,7 @@ class HostVm:
         self.whole_kernel: Final = whole_kernel
         self._fds: list[int] = []
         # nobody closes a vCPU of a VM that was simply dropped
-        self._end: Final = weakref.finalize(self, _close_all, host, self._fds)
+        self._end: Final = weakref.finalize(self, close_all, host, self._fds)
         self._executable = tuple(executable)
         self._rewritten = False
         self._vcpus = vcpus
@@ -124,7 +182,7 @@ class HostVm:
             self.c_bit: Final = c_bit_of(self._leaves)
             self._vm = self._keep(checked_ioctl(host, self._kvm, Ioctl.KVM_CREATE_VM))
             if whole_kernel:
-                self._create_interrupt_controller()
+                create_interrupt_controller(host, self._kvm, self._vm)
             self._leave_for_msrs()
             planes = WholePlanes if whole_kernel else Planes
             self.planes: Final[PlanesBase] = planes(host, self._vm, memory, self.c_bit)
@@ -137,29 +195,9 @@ class HostVm:
         self._fds.append(fd)
         return fd
 
-    def _create_interrupt_controller(self) -> None:
-        """Local APICs, IOAPIC, PICs and the timer, all KVM's own; GPAs below 4 GiB for Intel's needs."""
-        for capability in (OptionalCapability.IRQCHIP, OptionalCapability.PIT2):
-            if checked_ioctl(self.host, self._kvm, Ioctl.KVM_CHECK_EXTENSION, capability) <= 0:
-                raise HostError(
-                    f"{DEVICE}: no KVM_CAP_{capability.name} ({capability.value}); remedy: a KVM of x86-64"
-                )
-        checked_ioctl(self.host, self._vm, HostIoctl.KVM_SET_TSS_ADDR, _TSS_GPA)
-        identity_map = bytearray(_IDENTITY_MAP_GPA.to_bytes(8, "little"))
-        checked_ioctl(self.host, self._vm, HostIoctl.KVM_SET_IDENTITY_MAP_ADDR, identity_map)
-        checked_ioctl(self.host, self._vm, HostIoctl.KVM_CREATE_IRQCHIP)
-        pit = bytearray(bytes(KvmPitConfig(flags=_PIT_WITH_SPEAKER)))
-        checked_ioctl(self.host, self._vm, HostIoctl.KVM_CREATE_PIT2, pit)
-
     def interrupt_line(self, number: int) -> Callable[[bool], None]:
         """A line of the interrupt controller: called with its level, by any thread."""
-        host, vm = self.host, self._vm
-
-        def line(level: bool) -> None:
-            wanted = bytearray(bytes(KvmIrqLevel(irq=number, level=int(level))))
-            checked_ioctl(host, vm, HostIoctl.KVM_IRQ_LINE, wanted)
-
-        return line
+        return interrupt_line(self.host, self._vm, number)
 
     def _leave_for_msrs(self) -> None:
         """Make the MSRs of SEV exits; every other MSR is KVM's own affair."""
@@ -232,6 +270,7 @@ class HostVm:
         self._end()
 
 
-def _close_all(host: HostKvm, fds: list[int]) -> None:
+def close_all(host: HostKvm, fds: list[int]) -> None:
+    """Close descriptors, the newest first, and forget them."""
     while fds:
         host.close(fds.pop())
