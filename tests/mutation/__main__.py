@@ -23,11 +23,14 @@ __all__ = ["main"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCES: Final = [
     f"src/swsnp/{part}"
-    for part in ("firmware", "hypervisor", "guest", "vmm", "abi/ovmf.py", "measure", "verify", "certs")
+    for part in (
+        *("firmware", "hypervisor", "guest", "vmm", "cpu", "hardware"),
+        *("abi/ovmf.py", "measure", "verify", "certs"),
+    )
 ]
 NO_JUDGES: Final = (
-    *("amd_ca", "cli", "cli_qemu", "cpu_builtin", "crypto", "front", "fuzz"),
-    *("hardware", "machine", "plain_kvm", "testing"),
+    *("amd_ca", "cli", "cli_qemu", "crypto", "front", "fuzz"),
+    *("machine", "testing"),
 )
 """Unit tests of other packages; and those that start programs, where no mutant is on."""
 CHECKS: Final = (Kind.CHECK, Kind.CALL)

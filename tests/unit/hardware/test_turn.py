@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -144,3 +145,22 @@ def test_an_interrupted_waiter_passes_its_wake_up_on(monkeypatch: pytest.MonkeyP
     with pytest.raises(Interrupted):
         turn.acquire()
     assert not other.locked()
+
+
+@pytest.mark.usefixtures("alarm_clock")
+def test_a_release_just_before_one_waits_is_seen() -> None:
+    """It found nobody in the queue, so nobody is woken: who queues up has to look once more."""
+    turn = Turn()
+
+    class ReleasedBefore(deque[threading.Lock]):
+        def append(self, alarm: threading.Lock) -> None:
+            turn.release()
+            super().append(alarm)
+
+    turn._waiting = ReleasedBefore()
+    turn.acquire()
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    turn.acquire()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert turn.locked()
+    assert not turn._waiting

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from swsnp.abi.kvm import Ioctl, MemoryAttribute
+from swsnp.abi.kvm import Ioctl, MemoryAttribute, RunOffset
 from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.cpu.plain_kvm.ioctls import (
     HostCapability,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 C_BIT = 47
 RUN_SIZE = 12288
+SYNC_REGS = 304  # offset of kvm_run's `s`
 
 
 class ScriptedKvm:
@@ -110,9 +111,20 @@ class ScriptedKvm:
             case Ioctl.KVM_GET_VCPU_MMAP_SIZE:
                 return RUN_SIZE
             case Ioctl.KVM_RUN:
-                self.exits.popleft()(self.run_page)
+                self._enter()
                 return 0
         raise OSError(errno.ENOTTY, f"unexpected {request:#x}")
+
+    def _enter(self) -> None:
+        """One KVM_RUN; the general registers lie in `kvm_run` where they are shared."""
+        shared = self.run_page[SYNC_REGS : SYNC_REGS + KvmRegs.SIZE]
+        dirty = self.run_page[RunOffset.DIRTY_REGS : RunOffset.DIRTY_REGS + 8]
+        if any(dirty):
+            self.regs = KvmRegs.parse(bytes(shared))
+            dirty[:] = bytes(8)
+        self.exits.popleft()(self.run_page)
+        if any(self.run_page[RunOffset.VALID_REGS : RunOffset.VALID_REGS + 8]):
+            shared[:] = bytes(self.regs)
 
     def _structure(self, request: int, argument: bytearray) -> None:
         match request:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import termios
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from swsnp.abi import kvm_registers
 from swsnp.abi.kvm import Ioctl
 from swsnp.cpu.plain_kvm import ioctls
+from swsnp.cpu.plain_kvm.host import LinuxKvm
 from swsnp.cpu.plain_kvm.ioctls import HostIoctl
 
 if TYPE_CHECKING:
@@ -52,3 +56,18 @@ def test_msr_filter_size() -> None:
 def test_offsets(kind: type[Record], field: str, offset: int) -> None:
     """Linux, arch/x86/include/uapi/asm/kvm.h and struct kvm_run: offsets as a C compiler gives them."""
     assert kind.offset_of(field) == offset
+
+
+def test_an_address_as_argument() -> None:
+    """ioctl(2) takes an unsigned long, Python's fcntl an int: larger numbers arrive, errors too."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"four")
+        answer = ctypes.c_int()
+        assert LinuxKvm().ioctl(reading, termios.FIONREAD, ctypes.addressof(answer)) == 0
+        assert answer.value == 4
+        with pytest.raises(OSError, match="Bad address"):
+            LinuxKvm().ioctl(reading, termios.FIONREAD, 1 << 60)
+    finally:
+        os.close(reading)
+        os.close(writing)

@@ -9,6 +9,8 @@ import pytest
 from swsnp.abi.kvm import ExitIo, ExitMmio
 from swsnp.cpu.plain_kvm import probe
 from swsnp.cpu.plain_kvm.ioctls import KvmExitInternalError, KvmExitMsr
+from swsnp.cpu.plain_kvm.probe import _PrivateOnly
+from swsnp.hardware.exits import GuestAccessFault, NestedPageFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,3 +68,20 @@ def test_not_usable(kvm: ScriptedKvm, exits: list[Exit], text: str) -> None:
     assert verdict.remedy == "another host kernel, or hardware virtualization"
     assert not kvm.exits
     assert not kvm.open_fds
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_probe_has_no_other_memory(private: bool) -> None:
+    """The probe's guest has one slot, which KVM maps: whatever else is asked for is a nested page fault."""
+    memory = _PrivateOnly()
+    accesses: list[Callable[[], object]] = [
+        lambda: memory.read(0x5000, 4, private=private),
+        lambda: memory.write(0x5000, b"", private=private),
+        lambda: memory.pvalidate(0x5000, validate=private),
+        lambda: memory.rmpadjust(0x5000, vmpl=1, permissions=0, vmsa=private),
+    ]
+    for access in accesses:
+        with pytest.raises(GuestAccessFault) as caught:
+            access()
+        assert isinstance(caught.value.reason, NestedPageFault)
+        assert caught.value.reason.gpa == 0x5000

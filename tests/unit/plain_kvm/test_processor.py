@@ -7,13 +7,16 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.plain_kvm.conftest import ScriptedKvm
 
-from swsnp.abi.kvm import ExitIo, ExitMmio, ExitReason
+from swsnp.abi.kvm import ExitIo, ExitMmio, ExitReason, Ioctl
 from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.abi.vmsa_registers import vmsa_of
 from swsnp.cpu.plain_kvm.ioctls import (
+    SYNC_GENERAL_REGS,
     KvmExitInternalError,
     KvmExitMsr,
+    OptionalCapability,
 )
 from swsnp.hardware.exits import (
     GuestAccessFault,
@@ -31,7 +34,7 @@ from swsnp.hardware.exits import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit.plain_kvm.conftest import MakeProcessor, ScriptedKvm, ScriptedMemory
+    from tests.unit.plain_kvm.conftest import MakeProcessor, ScriptedMemory
 
     from swsnp.abi.record import Record
     from swsnp.cpu.plain_kvm import PlainKvmProcessor
@@ -69,6 +72,14 @@ def fault(gpa: int, *, private: bool, write: bool) -> GuestAccessFault:
 
 
 HLT = leave(ExitReason.HLT)
+
+
+@pytest.fixture(params=[0, SYNC_GENERAL_REGS], ids=["ioctls", "shared"])
+def kvm(request: pytest.FixtureRequest) -> ScriptedKvm:
+    """Both ways to the general registers: KVM_GET_REGS and KVM_SET_REGS, or `kvm_run` (KVM_CAP_SYNC_REGS)."""
+    kvm = ScriptedKvm()
+    kvm.capabilities[OptionalCapability.SYNC_REGS] = request.param
+    return kvm
 
 
 def run(processor: PlainKvmProcessor, kvm: ScriptedKvm, *exits: Exit) -> GuestExit:
@@ -330,6 +341,18 @@ def test_pvalidate(
     )
 
 
+def test_shared_registers_cost_no_ioctl(
+    kvm: ScriptedKvm, processor: MakeProcessor, memory: ScriptedMemory
+) -> None:
+    """KVM_CAP_SYNC_REGS: what lies in `kvm_run` is neither asked for nor set by requests of their own."""
+    one = processor()
+    set_up = len(kvm.asked)
+    memory.answers.append((0, False))
+    assert run(one, kvm, out(0xE9), HLT) == Halt()
+    asked = {request for request, _ in kvm.asked[set_up:]} & {Ioctl.KVM_GET_REGS, Ioctl.KVM_SET_REGS}
+    assert bool(asked) == (not kvm.capabilities[OptionalCapability.SYNC_REGS])
+
+
 @pytest.mark.parametrize("port", [0xE9, 0xEA])
 @pytest.mark.parametrize("size", [2, 0xFFFFFFFF])
 def test_unknown_page_size(
@@ -361,6 +384,10 @@ def test_rmpadjust(kvm: ScriptedKvm, processor: MakeProcessor, memory: ScriptedM
     assert run(one, kvm, out(0xEA), HLT) == Halt()
     assert memory.asked == [("rmpadjust", 0xC000, 2, 0x0F, True)]
     assert (kvm.regs.rax, kvm.regs.rflags) == (2, 2)
+    memory.answers.append(6)
+    kvm.regs = KvmRegs(rax=0xC000, rcx=1, rdx=1)
+    assert run(one, kvm, out(0xEA), HLT) == Halt()
+    assert kvm.regs.rax == 6
 
 
 @pytest.mark.parametrize("port", [0xE9, 0xEA])

@@ -81,10 +81,16 @@ def test_windows(kvm: ScriptedKvm, memory: ScriptedMemory, vm: HostVm) -> None:
     assert list(vm.planes.windows(memory.size, PAGE)) == []
 
 
-def test_both_planes_are_wanted(kvm: ScriptedKvm, memory: ScriptedMemory, vm: HostVm) -> None:
-    """Memory of which a plane is missing cannot be shown as a whole."""
+@pytest.mark.parametrize("what", ["no shared", "no private", "short"])
+def test_both_planes_are_wanted(kvm: ScriptedKvm, memory: ScriptedMemory, vm: HostVm, what: str) -> None:
+    """Memory of which a plane is missing, or ends early, cannot be shown as a whole."""
     (slot,) = memory.current
-    memory.current = (replace(slot, shared_view=None),)
+    changed = {
+        "no shared": replace(slot, shared_view=None),
+        "no private": replace(slot, private_view=None),
+        "short": replace(slot, shared_view=memory.shared[:0x3000]),
+    }
+    memory.current = (changed[what],)
     with pytest.raises(HostError, match="both planes"):
         vm.prepare()
 
