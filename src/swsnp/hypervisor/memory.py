@@ -356,10 +356,10 @@ class NestedPaging:
     def _assign_large(self, gpa: int) -> None:
         """Give the guest 2 MiB as one RMP entry, if that can be; then nothing is changed."""
         slot = self.slot_at(gpa)
-        if slot is None or slot.memfd is None or gpa + _LARGE > slot.gpa + slot.size or not self.asid:
+        if slot is None or gpa + _LARGE > slot.gpa + slot.size or not self.asid:
             return
         spa = slot.private_address(gpa)
-        if spa is None or spa & _LARGE_OFFSET:
+        if spa is None:
             return
         if not self.attributes.all_equal(gpa >> 12, gpa + _LARGE >> 12, _PRIVATE):
             return

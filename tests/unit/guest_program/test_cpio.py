@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import stat
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,6 @@ from hypothesis import strategies as st
 
 from swsnp.errors import InputError, UsageError
 from swsnp.vmm.cpio import CpioEntry, device, directory, link, pack_cpio, program, tree_entries
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def unpack(raw: bytes) -> dict[str, CpioEntry]:
@@ -61,6 +59,11 @@ def test_refused_paths(path: str) -> None:
         pack_cpio([program(path, b"")])
 
 
+def test_longest_path() -> None:
+    """init/initramfs.c: PATH_MAX counts the NUL."""
+    assert list(unpack(pack_cpio([program("a" * 4095, b"1")]))) == ["a" * 4095]
+
+
 def test_file_as_directory() -> None:
     """What lies in a file cannot be unpacked."""
     with pytest.raises(UsageError, match="archive: a: something lies below it"):
@@ -83,6 +86,24 @@ def test_tree_with_socket(tmp_path: Path) -> None:
 
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match=r"pipe: mode 0o.*; wanted a file, a directory or a symbolic link"):
+        tree_entries(tmp_path)
+
+
+@pytest.mark.parametrize(("operation", "path"), [("iterdir", "d"), ("read_bytes", "d/f"), ("readlink", "l")])
+def test_tree_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, path: str) -> None:
+    """What the host refuses is named."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "f").write_bytes(b"data")
+    (tmp_path / "l").symlink_to("d")
+    genuine = getattr(Path, operation)
+
+    def refuse(self: Path) -> object:
+        if self == tmp_path / path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return genuine(self)
+
+    monkeypatch.setattr(Path, operation, refuse)
+    with pytest.raises(InputError, match=f"{path}: cannot be read: Permission denied"):
         tree_entries(tmp_path)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.unit.hypervisor_run.conftest import CBIT, PAGE, ScriptedProcessor
 
-from swsnp.abi.kvm import Ioctl
+from swsnp.abi.kvm import EXIT_UNION, ExitIo, ExitMmio, ExitReason, Ioctl
+from swsnp.hardware.exits import MmioAccess, PortAccess
 from swsnp.hypervisor.vcpu import Vcpu
 
 if TYPE_CHECKING:
@@ -21,12 +23,13 @@ class MachineCode(ScriptedProcessor):
     def __init__(self) -> None:
         super().__init__()
         self.loaded: list[bytes] = []
+        self.completed: list[bytes] = []
 
     def load(self, vmsa: bytes) -> None:
         self.loaded.append(vmsa)
 
     def complete(self, data: bytes) -> None:
-        raise AssertionError(data)
+        self.completed.append(data)
 
     def interrupt(self) -> None:
         raise AssertionError
@@ -61,3 +64,38 @@ def test_the_built_in_processor_has_none(world: MakeWorld) -> None:
     vcpu = vcpu_with(vm, ScriptedProcessor())
     vcpu.vmsa_page = vm.system.allocate_page()
     assert not vcpu.waits
+
+
+ACCESSES = [
+    (PortAccess(read=True, port=0x60, size=2), ExitReason.IO, b"\x34\x12"),
+    (PortAccess(read=False, port=0x80, size=1, data=b"\x07"), ExitReason.IO, b""),
+    (MmioAccess(0xFEC00000, 4), ExitReason.MMIO, b"\x78\x56\x34\x12"),
+    (MmioAccess(0xFEC00000, 4, b"\x01\x02\x03\x04"), ExitReason.MMIO, b""),
+]
+
+
+@pytest.mark.parametrize(("access", "reason", "answer"), ACCESSES, ids=["in", "out", "read", "write"])
+def test_accesses_leave_to_userspace(
+    world: MakeWorld, access: PortAccess | MmioAccess, reason: ExitReason, answer: bytes
+) -> None:
+    """Linux, KVM_EXIT_IO and KVM_EXIT_MMIO: `kvm_run` tells the access, the next KVM_RUN takes the data."""
+    vm = world("linux-7.2")
+    processor = MachineCode()
+    vcpu = vcpu_with(vm, processor)
+    vcpu.vmsa_page = vm.system.allocate_page()
+    processor.exits.append(access)
+    assert vcpu.ioctl(Ioctl.KVM_RUN, 0) == 0
+    run = vcpu.run
+    assert run.exit_reason == reason
+    if isinstance(access, MmioAccess):
+        told = ExitMmio.parse_at(run.memory, EXIT_UNION)
+        assert (told.phys_addr, told.len, told.is_write) == (access.gpa, 4, access.data is not None)
+        assert told.data[:4] == (access.data or bytes(4))
+        run.memory[EXIT_UNION + 8 : EXIT_UNION + 8 + len(answer)] = answer
+    else:
+        io = ExitIo.parse_at(run.memory, EXIT_UNION)
+        assert (io.port, io.size, io.count, io.direction) == (access.port, access.size, 1, not access.read)
+        assert access.read or run.memory[io.data_offset] == 7
+        run.memory[io.data_offset : io.data_offset + len(answer)] = answer
+    vcpu.ioctl(Ioctl.KVM_RUN, 0)
+    assert processor.completed == [answer]
