@@ -72,6 +72,8 @@ _PYTEST: Final = (
     "no:cacheprovider",
     "-p",
     "no:pytest_cov",
+    "-m",
+    "not slow",
     "--capture=no",
     "--assert=plain",
     "-o",
