@@ -92,7 +92,10 @@ class GuestMemfd:
             pages = [page for page in range(first, end) if page in self.assigned]
         for page in pages:
             spa = self.address + page * PAGE
-            if self._rmp[spa].page_size:
+            entry = self._rmp[spa]
+            if not entry.assigned:  # a 2 MiB page's other frames are free once its entry is
+                continue
+            if entry.page_size:
                 if not spa % _LARGE and page + _LARGE // PAGE <= end:
                     self._rmp.rmpupdate(spa, RmpUpdate(page_size=1))
                     continue
