@@ -30,6 +30,8 @@ REPORT_MODULES: Final = ("sev-guest",)
 """What a guest needs to ask for reports; where the kernel's depends on tsm and configfs, they come along."""
 _OURS: Final = ".swsnp"
 _CONSOLE: Final = "console=ttyS0 loglevel=4 panic=-1"
+_BOUNCE: Final = "swiotlb=4096"
+"""8 MiB of bounce buffers: Linux makes 64 MiB or more of a guest's memory shared, before 6.6 page by page."""
 _MOUNTS: Final = (("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"))
 _CONFIGFS: Final = ("configfs", "/sys/kernel/config")
 _ENVIRONMENT: Final = ("PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/", "TERM=dumb")
@@ -86,7 +88,7 @@ def prepare_program(
     entries += [device("dev/console", 5, 1), program(f"{_OURS}/init", build_init(plan))]
     entries += [program(place, each.data) for place, each in zip(places, modules, strict=True)]
     release = modules[0].release if modules else ""
-    return GuestProgram(pack_cpio(entries), f"{_CONSOLE} rdinit=/{_OURS}/init", release)
+    return GuestProgram(pack_cpio(entries), f"{_CONSOLE} {_BOUNCE} rdinit=/{_OURS}/init", release)
 
 
 def exit_status(status: int | None) -> int:
