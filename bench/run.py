@@ -13,6 +13,7 @@ import os
 import platform
 import statistics
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,7 @@ from rich.table import Table
 from bench.batch import batch_rows
 from bench.jobs import Job, jobs
 from bench.measure import command_row, measure_jobs
+from bench.real_vcpu import real_vcpu_jobs
 from bench.scale import memory_rows, threads_row
 
 if TYPE_CHECKING:
@@ -110,6 +112,8 @@ def main() -> None:
     options = command.parse_args()
     with jobs() as chosen:
         rows = measure(chosen, options.rounds)
+    with ExitStack() as stack:
+        rows += measure(list(real_vcpu_jobs(stack)), options.rounds)
     with measure_jobs() as chosen:
         rows += measure(chosen, options.rounds)
     rows.append(command_row())

@@ -266,6 +266,7 @@ class _Guest:
             "cbitpos": self.vm.config.cbitpos if isinstance(self.vm, KernelVm) else None,
             "seconds": self._seconds(),
             "entries": [each.entries for each in self.vm.processors.values()],
+            "vcpus": [each.times.as_json() for each in self.vm.processors.values()],
             "ghcb_events": self._vmgexits,
             "rewritten": len(self.vm.processors[0].sites),
         }

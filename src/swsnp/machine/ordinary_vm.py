@@ -16,6 +16,7 @@ from swsnp.vmm.threads import run_all
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from swsnp.cpu.plain_kvm.exit_times import ExitTimes
     from swsnp.cpu.plain_kvm.host import HostKvm
     from swsnp.measure.kernel_image import KernelImage
     from swsnp.vmm.config import VmConfig
@@ -38,6 +39,11 @@ class OrdinaryProcessor:
     def entries(self) -> int:
         """How often the host's KVM was asked to run the guest."""
         return self.host.entries[self.fd]
+
+    @property
+    def times(self) -> ExitTimes:
+        """What its exits cost."""
+        return self.host.times[self.fd]
 
     @property
     def rip(self) -> int:

@@ -6,14 +6,16 @@ What an SNP guest costs is told by what the same VMM needs for the same kernel w
 from __future__ import annotations
 
 import mmap
+import struct
 import threading
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from swsnp.abi.kvm import Ioctl
+from swsnp.abi.kvm import Ioctl, RunOffset
 from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.abi.vmsa_registers import X86_PAT
 from swsnp.cpu.plain_kvm.cpuid import leaves_of_vcpu, ordinary_leaves, pack_leaves, supported_leaves
+from swsnp.cpu.plain_kvm.exit_times import ExitTimes
 from swsnp.cpu.plain_kvm.host import address_of, checked_ioctl
 from swsnp.cpu.plain_kvm.ioctls import HostIoctl, KvmUserspaceMemoryRegion
 from swsnp.cpu.plain_kvm.vm import (
@@ -35,6 +37,7 @@ __all__ = ["OrdinaryHostVm"]
 
 _MAP_NORESERVE: Final = 0x4000
 _RUN: Final = int(Ioctl.KVM_RUN)
+_U32: Final = struct.Struct("<I")
 
 
 class OrdinaryHostVm:
@@ -52,6 +55,7 @@ class OrdinaryHostVm:
     Attributes:
         vcpus: descriptor of each vCPU and the memory that `kvm_run` starts.
         entries: how often KVM_RUN was called, by descriptor.
+        times: what the exits cost, by descriptor.
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class OrdinaryHostVm:
         self._end: Final = weakref.finalize(self, close_all, host, self._fds)
         self._threads: dict[int, int] = {}
         """Who runs a vCPU, by descriptor."""
+        self._areas: dict[int, memoryview] = {}
         self.entries: dict[int, int] = {}
+        self.times: dict[int, ExitTimes] = {}
         try:
             self._kvm = self._keep(open_device(host))
             check_host(host, self._kvm)
@@ -99,8 +105,10 @@ class OrdinaryHostVm:
         host = self._host
         fd = self._keep(checked_ioctl(host, self._vm, Ioctl.KVM_CREATE_VCPU, number))
         checked_ioctl(host, fd, HostIoctl.KVM_SET_CPUID2, leaves)
-        self.entries[fd] = 0
-        return fd, host.map(fd, checked_ioctl(host, self._kvm, Ioctl.KVM_GET_VCPU_MMAP_SIZE))
+        self.entries[fd], self.times[fd] = 0, ExitTimes()
+        area = host.map(fd, checked_ioctl(host, self._kvm, Ioctl.KVM_GET_VCPU_MMAP_SIZE))
+        self._areas[fd] = area
+        return fd, area
 
     def _start(self, fd: int, regs: KvmRegs, sregs: KvmSregs) -> None:
         for request, state in ((Ioctl.KVM_SET_SREGS, sregs), (Ioctl.KVM_SET_REGS, regs)):
@@ -112,12 +120,24 @@ class OrdinaryHostVm:
     def ioctl(self, fd: int, request: int, arg: int | bytearray | memoryview = 0) -> int:
         """An ioctl on a vCPU: its result, or -errno."""
         if request == _RUN:
-            self._threads[fd] = threading.get_ident()
-            self.entries[fd] += 1
+            return self._enter(fd)
         try:
             return self._host.ioctl(fd, request, arg if isinstance(arg, int | bytearray) else bytearray(arg))
         except OSError as error:
             return -(error.errno or 1)
+
+    def _enter(self, fd: int) -> int:
+        self._threads[fd] = threading.get_ident()
+        self.entries[fd] += 1
+        times = self.times[fd]
+        times.enter()
+        try:
+            result = self._host.ioctl(fd, _RUN)
+        except OSError as error:
+            times.left(-1)
+            return -(error.errno or 1)
+        times.left(_U32.unpack_from(self._areas[fd], RunOffset.EXIT_REASON)[0])
+        return result
 
     def interrupt_vcpu(self, fd: int) -> None:
         """A signal to the thread that runs a vCPU."""

@@ -15,6 +15,7 @@ from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.abi.record import Record
 from swsnp.abi.vmsa import Vmsa
 from swsnp.abi.vmsa_registers import regs_of, sregs_of
+from swsnp.cpu.plain_kvm.exit_times import ExitTimes
 from swsnp.cpu.plain_kvm.host import checked_ioctl
 from swsnp.cpu.plain_kvm.ioctls import (
     SYNC_GENERAL_REGS,
@@ -101,6 +102,7 @@ class PlainKvmProcessor:
     Attributes:
         ghcb_msr: MSR 0xC0010130; guest code reaches it by RDMSR and WRMSR.
         entries: how often the host's KVM was asked to run the guest.
+        times: what its exits cost.
         last_error: what the last `ProcessorError` said, for people.
     """
 
@@ -109,6 +111,7 @@ class PlainKvmProcessor:
     ) -> None:
         self.ghcb_msr = 0
         self.entries = 0
+        self.times: Final = ExitTimes()
         self.last_error = ""
         self._memory = memory
         self._host = vm.host
@@ -220,19 +223,25 @@ class PlainKvmProcessor:
     def _enter(self) -> GuestExit | None:
         """One KVM_RUN; None when the guest can go on."""
         self.entries += 1
+        times = self.times
+        times.enter()
         try:
             self._host.ioctl(self._vcpu, _KVM_RUN)
         except InterruptedError:
+            times.left(-1)
             self._run[RunOffset.IMMEDIATE_EXIT] = 0
             if self._interrupted:
                 self._interrupted = False
                 return Interrupted()
             return None
         except BlockingIOError:  # EAGAIN: an AP that has not been started yet, or was just woken
+            times.left(-1)
             return None
         except OSError as error:
+            times.left(-1)
             return self._error(0, f"KVM_RUN: {error.strerror or error}")
         reason = _U32.unpack_from(self._run, RunOffset.EXIT_REASON)[0]
+        times.left(reason)
         handler = self._exits.get(reason)
         if handler is None:
             return self._error(InternalError.UNEXPECTED_EXIT_REASON, f"exit reason {reason}")
@@ -244,11 +253,14 @@ class PlainKvmProcessor:
         direction, size, port, count, offset = _IO.unpack_from(self._run, EXIT_UNION)
         if direction == _OUT and size == 1:
             if port == _VMGEXIT:
+                self.times.call_it("vmgexit")
                 return _LEFT_BY_VMGEXIT
             if port == _PVALIDATE:
+                self.times.call_it("pvalidate")
                 self._unfinished = self._pvalidate
                 return None
             if port == _RMPADJUST:
+                self.times.call_it("rmpadjust")
                 self._unfinished = self._rmpadjust
                 return None
         length = size * count
