@@ -150,6 +150,7 @@ def test_what_a_guest_chooses_does_not_change_the_form() -> None:
         (REPORT + b"\0", "got 1185 bytes"),
         (REPORT.hex().encode()[:-1], "got 2367 bytes"),
         (REPORT.hex().encode()[:-2], "got 2366 bytes"),
+        (REPORT.hex().encode()[:100] + b"\f" + REPORT.hex().encode()[100:], "got 2369 bytes"),
         (b"ab" * 40, "got 80 bytes"),
         (bytes(23), "got 23 bytes"),
         (bytes(32) + b"\1" * 32, "got 64 bytes"),

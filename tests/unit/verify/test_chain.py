@@ -298,6 +298,16 @@ def test_c6_signatures(milan: Bench) -> None:
     assert failed(check(milan, certificates=with_leaf(milan, swapped))) == ["C6"]
 
 
+def test_c6_only_known_certificates_need_no_signature(milan: Bench) -> None:
+    """C6. What is known byte for byte is not verified again; a forged ASK below AMD's own root is."""
+    ark, ask = milan.hierarchy.ark, milan.hierarchy.ask
+    known = frozenset(hashlib.sha256(each).hexdigest() for each in (ark, ask))
+    roots = replace(milan.roots, known=known)
+    assert failed(check(milan, roots=roots)) == []
+    forged = [milan.vcek, ask[:-1] + bytes((ask[-1] ^ 1,)), ark]
+    assert failed(check(milan, certificates=forged, roots=roots)) == ["C6"]
+
+
 def _extensions(bench: Bench, role: str, oid: str, value: str | None, *, critical: bool = True) -> Any:
     kept = [
         assemble._extension(each.oid, each.value, critical=each.critical)

@@ -171,6 +171,16 @@ def test_options_that_demand_more(milan: Bench) -> None:
     assert failed(check(milan, milan.report(), require_crl=True)) == ["C10"]
 
 
+def test_like_go_sev_guest_wants_committed_current(milan: Bench) -> None:
+    """R4, R6. go-sev-guest takes no provisional firmware: what is committed has to be what runs."""
+    provisional = milan.report(current_tcb=tcb(microcode=0xFF))
+    assert failed(check(milan, provisional)) == []
+    assert failed(check(milan, provisional, like="go-sev-guest")) == ["R4"]
+    newer = milan.report(current_build=9)
+    assert failed(check(milan, newer)) == []
+    assert failed(check(milan, newer, like="go-sev-guest")) == ["R6"]
+
+
 def test_expected_values(milan: Bench) -> None:
     """Y3, Y4: exact bytes; a nonce of another size is the caller's mistake."""
     good = {"report_data": b"\x11" * 64, "measurement": b"\x22" * 48}
