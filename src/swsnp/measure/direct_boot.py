@@ -11,7 +11,7 @@ GPA                     content
 A000h                   secrets page (type SECRETS)
 B000h                   the stub: machine code, the boot processor's first instructions
 C000h                   the stub's list: first and last + 1 of each range that the launch does not fill
-D000h                   ACPI: RSDP, XSDT, MADT
+D000h                   ACPI: RSDP, XSDT, MADT; with devices FADT, FACS and DSDT too
 10000h                  command line, zero-terminated
 20000h                  page tables: all memory 1:1 by 2 MiB pages with the C-bit
 the ELF's addresses     the kernel's segments, without the zeros behind their bytes
@@ -30,7 +30,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from swsnp.abi.acpi import acpi_tables
+from swsnp.abi.acpi import VirtioPlace, acpi_tables
 from swsnp.abi.kvm_registers import KvmDtable, KvmRegs, KvmSegment, KvmSregs
 from swsnp.abi.linux_boot import (
     CC_BLOB_MAGIC,
@@ -48,12 +48,12 @@ from swsnp.measure.digest import PAGE, extend, extend_range, page_contents
 from swsnp.measure.vmsa_pages import RESET_EIP, SNP_ACTIVE, Vmm, reset_page
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from swsnp.abi.snp_launch import CpuidPage
     from swsnp.measure.kernel_image import KernelImage
 
-__all__ = ["DirectBoot", "Part", "STUB"]
+__all__ = ["DirectBoot", "MOST_DEVICES", "Part", "STUB", "virtio_places"]
 
 # fmt: off
 _INSTRUCTIONS: Final = (
@@ -118,6 +118,10 @@ _CMDLINE: Final = 0x10000
 _TABLES: Final = 0x20000
 _LOW_END: Final = 0x9F000
 _RESERVED: Final = range(_SETUP, _CMDLINE)
+_DEVICES: Final = 0xFEB0_0000
+_FIRST_INTERRUPT: Final = 16
+MOST_DEVICES: Final = 8
+"""As many as KVM's IOAPIC has pins that no legacy device can have."""
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
 _LARGE: Final = 2 << 20
@@ -162,6 +166,7 @@ class DirectBoot:
         vcpus: how many.
         c_bit: position of the C-bit; None for a guest without SNP.
         cpuid: the CPUID page; None likewise.
+        devices: where virtio-mmio devices are, which ACPI tells the kernel.
 
     A guest without SNP is laid out in the same way. It has no C-bit and none of the pages that only SNP
     guests have, and starts at the kernel's entry, since there is nothing to validate.
@@ -180,9 +185,11 @@ class DirectBoot:
         vcpus: int,
         c_bit: int | None,
         cpuid: CpuidPage | None,
+        devices: Sequence[VirtioPlace] = (),
     ) -> None:
         self._kernel, self._memory, self._vcpus = kernel, memory, vcpus
         self._snp, self._private = cpuid is not None, 0 if c_bit is None else 1 << c_bit
+        self._devices = devices
         self._low_end = memory[0][1]
         line = cmdline.encode() + b"\0"
         longest = min(kernel.header.cmdline_size, _TABLES - _CMDLINE - 1)
@@ -307,7 +314,11 @@ class DirectBoot:
         return boot_params(header, tuple(self._memory_map()), rsdp=_ACPI)
 
     def _memory_map(self) -> Iterator[E820Entry]:
-        low = ((0, _SETUP, E820Type.RAM), (_RESERVED.start, _RESERVED.stop, E820Type.RESERVED))
+        # with devices Linux maps the tables once more, as private only where the type is ACPI
+        reserved_end = _ACPI if self._devices else _RESERVED.stop
+        low = [(0, _SETUP, E820Type.RAM), (_RESERVED.start, reserved_end, E820Type.RESERVED)]
+        if self._devices:
+            low.append((_ACPI, _RESERVED.stop, E820Type.ACPI))
         for start, end, kind in (
             *low,
             (_CMDLINE, _LOW_END, E820Type.RAM),
@@ -318,7 +329,7 @@ class DirectBoot:
             yield E820Entry(addr=gpa, size=size, type=E820Type.RAM)
 
     def _acpi(self) -> bytes:
-        tables = acpi_tables(_ACPI, self._vcpus)
+        tables = acpi_tables(_ACPI, self._vcpus, self._devices)
         if len(tables) > _CMDLINE - _ACPI:
             raise UsageError(f"-smp: got {self._vcpus}, wanted fewer: ACPI tables take {len(tables)} bytes")
         return tables
@@ -350,6 +361,20 @@ class DirectBoot:
                 at = stop
             if at < end:
                 yield at, end
+
+
+def virtio_places(count: int) -> tuple[VirtioPlace, ...]:
+    """Where so many virtio-mmio devices are: a page and an interrupt each.
+
+    Raises:
+        UsageError: more than there are interrupts for.
+    """
+    if count > MOST_DEVICES:
+        raise UsageError(f"virtio devices: got {count}, wanted at most {MOST_DEVICES}")
+    pages = (_DEVICES + number * PAGE for number in range(count))
+    return tuple(
+        VirtioPlace(range(page, page + PAGE), _FIRST_INTERRUPT + number) for number, page in enumerate(pages)
+    )
 
 
 def _setup_page() -> bytes:

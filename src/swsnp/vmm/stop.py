@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 __all__ = [
     "EntryFailed",
@@ -13,12 +13,15 @@ __all__ = [
     "InternalError",
     "PowerSwitch",
     "PoweredOff",
+    "RESET",
     "RunFailed",
     "StopReason",
     "Terminated",
     "TimedOut",
     "UnhandledExit",
 ]
+
+RESET: Final = "reset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ class PoweredOff:
 
     how: str
     status: int | None = None
+
+    @property
+    def is_reset(self) -> bool:
+        """Whether the guest wants to be started again."""
+        return self.how == RESET
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,12 @@ from itertools import pairwise
 
 import pytest
 
-from swsnp.abi.acpi import acpi_tables
 from swsnp.abi.linux_boot import BOOT_PARAMS_SIZE, CcBlobSevInfo, E820Entry, SetupData, SetupHeader
 from swsnp.abi.snp_command import PageType
 from swsnp.abi.snp_launch import CpuidPage
 from swsnp.errors import UsageError
 from swsnp.measure.digest import extend, extend_range, page_contents
-from swsnp.measure.direct_boot import STUB, DirectBoot
+from swsnp.measure.direct_boot import MOST_DEVICES, STUB, DirectBoot, virtio_places
 from swsnp.measure.kernel_image import KernelImage, Segment, parse_kernel
 from swsnp.measure.vmsa_pages import RESET_EIP, Vmm, reset_page
 from swsnp.testing.tiny_kernel import ENTRY, tiny_kernel
@@ -30,6 +29,7 @@ def boot(
     memory: tuple[tuple[int, int], ...] = ((0, 64 * MIB),),
     vcpus: int = 1,
     kernel: KernelImage = KERNEL,
+    devices: int = 0,
 ) -> DirectBoot:
     return DirectBoot(
         kernel,
@@ -39,6 +39,7 @@ def boot(
         vcpus=vcpus,
         c_bit=C_BIT,
         cpuid=CpuidPage(count=1),
+        devices=virtio_places(devices),
     )
 
 
@@ -85,6 +86,26 @@ def test_boot_parameters() -> None:
     info = CcBlobSevInfo.parse_at(setup, info_gpa - 0x8000)
     assert (info.magic, info.secrets_phys, info.cpuid_phys) == (0x45444D41, 0xA000, 0x9000)
     assert (info.secrets_len, info.cpuid_len) == (4096, 4096)
+
+
+def test_memory_of_the_tables() -> None:
+    """Linux maps ACPI memory as private in SNP guests, other reserved memory as shared."""
+    page = part(boot(devices=1), "boot parameters")
+    entries = [E820Entry.parse_at(page, 0x2D0 + 20 * number) for number in range(page[0x1E8])]
+    assert [(each.addr, each.addr + each.size, each.type) for each in entries[1:3]] == [
+        (0x8000, 0xD000, 2),
+        (0xD000, 0x10000, 3),
+    ]
+
+
+def test_places_of_devices() -> None:
+    """A page and an interrupt of the IOAPIC's own each, below its registers; not more than there are."""
+    places = virtio_places(MOST_DEVICES)
+    assert [each.interrupt for each in places] == list(range(16, 24))
+    assert [each.registers.start for each in places] == list(range(0xFEB0_0000, 0xFEB0_8000, 0x1000))
+    assert {len(each.registers) for each in places} == {0x1000}
+    with pytest.raises(UsageError, match="virtio devices: got 9, wanted at most 8"):
+        virtio_places(9)
 
 
 def test_stub_validates_what_is_not_launched() -> None:
@@ -152,6 +173,8 @@ def test_digest_sees_everything() -> None:
         boot(memory=((0, 66 * MIB),)),
         boot(vcpus=2),
         boot(kernel=other),
+        boot(devices=1),
+        boot(devices=2),
     )
     digests = {each.digest(signature=0) for each in changed}
     assert len(digests) == len(changed)
@@ -207,29 +230,6 @@ def test_acpi_fills_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swsnp.measure.direct_boot.acpi_tables", lambda *_: bytes(0x3001))
     with pytest.raises(UsageError, match="-smp: got 1, wanted fewer: ACPI tables take 12289 bytes"):
         boot()
-
-
-def test_acpi() -> None:
-    """ACPI: checksums are zero, the XSDT names the MADT, which has every processor and the IOAPIC."""
-    tables = acpi_tables(0xD000, 300)
-    assert tables[:8] == b"RSD PTR "
-    assert sum(tables[:20]) % 256 == sum(tables[:36]) % 256 == 0
-    (xsdt,) = struct.unpack_from("<Q", tables, 24)
-    at = xsdt - 0xD000
-    assert tables[at : at + 4] == b"XSDT"
-    (length,) = struct.unpack_from("<I", tables, at + 4)
-    assert sum(tables[at : at + length]) % 256 == 0
-    (madt,) = struct.unpack_from("<Q", tables, at + 36)
-    at = madt - 0xD000
-    (length,) = struct.unpack_from("<I", tables, at + 4)
-    body = tables[at : at + length]
-    assert body[:4] == b"APIC"
-    assert sum(body) % 256 == 0
-    entries, at = [], 44
-    while at < len(body):
-        entries.append((body[at], body[at + 1]))
-        at += body[at + 1]
-    assert entries == [(0, 8)] * 255 + [(9, 16)] * 45 + [(1, 12)]
 
 
 def test_too_many_ranges(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from swsnp.vmm.stop import RESET
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
@@ -45,7 +47,7 @@ class I8042:
     def write(self, offset: int, size: int, value: int) -> None:
         """Command FEh at port 64h pulses the reset line."""
         if offset == _STATUS and value & 0xFF == _RESET:
-            self._power.press("reset")
+            self._power.press(RESET)
 
 
 class DebugExit:
