@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import threading
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from swsnp.trace import Trace
     from swsnp.vmm.host import HostKernel
 
-__all__ = ["Broken", "Conversion", "Converted", "GuestRam", "RamSlot", "Refused"]
+__all__ = ["Broken", "Conversion", "Converted", "GuestRam", "RamSlot", "Refused", "SharedRanges"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +79,43 @@ Conversion: TypeAlias = Converted | Refused | Broken
 _LIMIT: Final = 1 << 64
 
 
+class SharedRanges:
+    """Which addresses the guest shares: the places, rising, where that changes."""
+
+    def __init__(self) -> None:
+        self._edges: list[int] = []
+        self._lock = threading.Lock()
+
+    def set(self, start: int, end: int, *, shared: bool) -> None:
+        """Make a range shared or not."""
+        with self._lock:
+            edges = self._edges
+            first, last = bisect_left(edges, start), bisect_right(edges, end)
+            # an even number of edges before a place: it is not shared
+            before, after = first % 2 == 1, last % 2 == 1
+            edges[first:last] = [start] * (before != shared) + [end] * (after != shared)
+
+    def hold(self, start: int, end: int) -> bool:
+        """Whether all of a range is shared; an empty one is not."""
+        with self._lock:
+            at = bisect_right(self._edges, start)
+            return at % 2 == 1 and start < end <= self._edges[at]
+
+
 class GuestRam:
-    """The slots of one VM. Reads and writes go to the shared side: private bytes are not the VMM's to see."""
+    """The slots of one VM. Reads and writes go to the shared side: private bytes are not the VMM's to see.
+
+    Slots count as shared until `set_private` says otherwise, as KVM has it.
+    """
 
     def __init__(
         self, host: HostKernel, vm_fd: int, slots: tuple[RamSlot, ...], vm: str, trace: Trace
     ) -> None:
         self.slots = slots
         self._host, self._vm_fd, self._vm, self._trace = host, vm_fd, vm, trace
+        self._shared = SharedRanges()
+        for slot in slots:
+            self._shared.set(slot.gpa, slot.end, shared=True)
 
     def slot_of(self, gpa: int, size: int) -> RamSlot | None:
         """The slot that holds the whole range; None when no single one does."""
@@ -129,6 +160,26 @@ class GuestRam:
         for address, start, size in targets:
             self._host.write(address, view[start : start + size])
 
+    def read_shared(self, gpa: int, size: int) -> bytes:
+        """As `read`, for a device that a guest names memory to.
+
+        Raises:
+            BusError: the range is not wholly shared memory inside one slot.
+        """
+        self._must_be_shared(gpa, size)
+        return self.read(gpa, size)
+
+    def write_shared(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """As `write`, for a device; BusError as `read_shared`."""
+        self._must_be_shared(gpa, len(data))
+        self.write(gpa, data)
+
+    def _must_be_shared(self, gpa: int, size: int) -> None:
+        if self.slot_of(gpa, size) is None:
+            raise BusError(f"gpa {gpa:#x}: no slot holds {size} bytes from there")
+        if not self._shared.hold(gpa, gpa + size):
+            raise BusError(f"gpa {gpa:#x}: {size} bytes from there are not all shared with the host")
+
     def discard(self, gpa: int, size: int) -> None:
         """Throw the shared side of whole pages away; they read as zeros. BusError as `user_address`."""
         self._host.discard(self.user_address(gpa, size), size)
@@ -138,7 +189,10 @@ class GuestRam:
         wanted = KvmMemoryAttributes(
             address=gpa, size=size, attributes=MemoryAttribute.PRIVATE if private else 0
         )
-        return self._host.ioctl(self._vm_fd, Ioctl.KVM_SET_MEMORY_ATTRIBUTES, bytearray(bytes(wanted)))
+        result = self._host.ioctl(self._vm_fd, Ioctl.KVM_SET_MEMORY_ATTRIBUTES, bytearray(bytes(wanted)))
+        if result >= 0:
+            self._shared.set(gpa, gpa + size, shared=not private)
+        return result
 
     def convert(self, gpa: int, npages: int, *, private: bool) -> Conversion:
         """Make `npages` pages from `gpa` private or shared, and throw away the side that is no longer used.

@@ -56,6 +56,7 @@ def test_every_reader_has_a_harness() -> None:
         "cpuid_dump",
         "kernel_image",
         "kernel_module",
+        "virtqueue",
     }
 
 

@@ -1,0 +1,175 @@
+"""Numbers and layouts of virtio devices, as far as they are modelled.
+
+Source: OASIS, Virtual I/O Device (VIRTIO) 1.2: chapters 2.1 (device status), 2.7 (split virtqueues),
+4.2 (virtio over MMIO), 5.2 (block device), 5.4 (entropy device), 6 (reserved feature bits).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Final
+
+from swsnp.abi.record import Record, record, u8, u16, u32, u64
+
+__all__ = [
+    "AVAIL_NO_INTERRUPT",
+    "BLK_ID_SIZE",
+    "BlkConfig",
+    "BlkFeature",
+    "BlkRequest",
+    "BlkStatus",
+    "BlkType",
+    "CONFIG_AT",
+    "DescriptorFlag",
+    "DeviceId",
+    "DeviceStatus",
+    "Interrupt",
+    "MMIO_MAGIC",
+    "MMIO_VERSION",
+    "MmioRegister",
+    "SECTOR",
+    "VIRTIO_F_ACCESS_PLATFORM",
+    "VIRTIO_F_VERSION_1",
+    "VirtqDescriptor",
+]
+
+MMIO_MAGIC: Final = 0x74726976
+"""The letters virt."""
+MMIO_VERSION: Final = 2
+"""1 is the legacy interface."""
+CONFIG_AT: Final = 0x100
+"""The device's own configuration begins there."""
+VIRTIO_F_VERSION_1: Final = 1 << 32
+VIRTIO_F_ACCESS_PLATFORM: Final = 1 << 33
+"""The device reaches memory only as the platform lets it: of an SNP guest, what is shared."""
+
+
+class MmioRegister(IntEnum):
+    """Offsets of 32-bit registers."""
+
+    MAGIC = 0x000
+    VERSION = 0x004
+    DEVICE_ID = 0x008
+    VENDOR_ID = 0x00C
+    DEVICE_FEATURES = 0x010
+    DEVICE_FEATURES_SEL = 0x014
+    DRIVER_FEATURES = 0x020
+    DRIVER_FEATURES_SEL = 0x024
+    QUEUE_SEL = 0x030
+    QUEUE_SIZE_MAX = 0x034
+    QUEUE_SIZE = 0x038
+    QUEUE_READY = 0x044
+    QUEUE_NOTIFY = 0x050
+    INTERRUPT_STATUS = 0x060
+    INTERRUPT_ACK = 0x064
+    STATUS = 0x070
+    QUEUE_DESC_LOW = 0x080
+    QUEUE_DESC_HIGH = 0x084
+    QUEUE_DRIVER_LOW = 0x090
+    QUEUE_DRIVER_HIGH = 0x094
+    QUEUE_DEVICE_LOW = 0x0A0
+    QUEUE_DEVICE_HIGH = 0x0A4
+    SHM_LEN_LOW = 0x0B0
+    SHM_LEN_HIGH = 0x0B4
+    CONFIG_GENERATION = 0x0FC
+
+
+class DeviceStatus(IntFlag):
+    """Status bits; writing 0 resets the device."""
+
+    ACKNOWLEDGE = 1
+    DRIVER = 2
+    DRIVER_OK = 4
+    FEATURES_OK = 8
+    NEEDS_RESET = 64
+    FAILED = 128
+
+
+class Interrupt(IntFlag):
+    """Why there is an interrupt."""
+
+    USED_BUFFER = 1
+    CONFIGURATION = 2
+
+
+class DeviceId(IntEnum):
+    """What a device is."""
+
+    BLOCK = 2
+    ENTROPY = 4
+
+
+class DescriptorFlag(IntFlag):
+    """Of one descriptor."""
+
+    NEXT = 1
+    WRITE = 2
+    INDIRECT = 4
+
+
+AVAIL_NO_INTERRUPT: Final = 1
+
+
+@record(size=16, source="VIRTIO 1.2, struct virtq_desc")
+class VirtqDescriptor(Record):
+    """One buffer of a chain."""
+
+    addr: int = u64(0)
+    len: int = u32(8)
+    flags: int = u16(12)
+    next: int = u16(14)
+
+
+# The block device
+
+SECTOR: Final = 512
+BLK_ID_SIZE: Final = 20
+
+
+class BlkFeature(IntFlag):
+    """Feature bits of block devices."""
+
+    SIZE_MAX = 1 << 1
+    SEG_MAX = 1 << 2
+    RO = 1 << 5
+    BLK_SIZE = 1 << 6
+    FLUSH = 1 << 9
+
+
+class BlkType(IntEnum):
+    """Request types."""
+
+    IN = 0
+    OUT = 1
+    FLUSH = 4
+    GET_ID = 8
+
+
+class BlkStatus(IntEnum):
+    """The last byte of a request."""
+
+    OK = 0
+    IOERR = 1
+    UNSUPP = 2
+
+
+@record(size=16, source="VIRTIO 1.2, struct virtio_blk_req")
+class BlkRequest(Record):
+    """How each request begins."""
+
+    type: int = u32(0)
+    reserved: int = u32(4)
+    sector: int = u64(8)
+
+
+@record(size=24, source="VIRTIO 1.2, struct virtio_blk_config, up to blk_size")
+class BlkConfig(Record):
+    """Capacity in sectors, largest segment in bytes, most segments of a request, block size in bytes."""
+
+    capacity: int = u64(0)
+    size_max: int = u32(8)
+    seg_max: int = u32(12)
+    cylinders: int = u16(16)
+    heads: int = u8(18)
+    sectors: int = u8(19)
+    blk_size: int = u32(20)
