@@ -10,7 +10,7 @@ from swsnp.cli import GOOD
 from swsnp.cli.arguments import parser
 from swsnp.cli.qemu_options import parse_qemu_options
 from swsnp.errors import InputError, UsageError
-from swsnp.measure.direct_boot import DirectBoot
+from swsnp.measure.direct_boot import DirectBoot, virtio_places
 from swsnp.measure.kernel_image import read_kernel
 from swsnp.measure.vmsa_pages import signature_of_model
 from swsnp.vmm.config import memory_map
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run_kernel"]
 
-_EPILOG = """The options of swsnp vm that decide it, as there: -kernel, -initrd, -append, -m, -smp, -cpu.
+_EPILOG = """The options of swsnp vm that decide it, as there: -kernel, -initrd, -append, -m, -smp, -cpu; of
+-drive, -blockdev and -device how many devices they make, since ACPI's tables name each.
 The C-bit is in the page tables that are launched, so it is measured: --cbitpos is that of the host
 (swsnp vm --stats names it). What --exec adds is measured as the -initrd and -append that it makes."""
 
@@ -77,6 +78,7 @@ def _boot(options: QemuOptions, c_bit: int) -> tuple[DirectBoot, int]:
         vcpus=options.cpus,
         c_bit=c_bit,
         cpuid=CpuidPage(),
+        devices=virtio_places(len(options.devices)),
     )
     return boot, signature
 

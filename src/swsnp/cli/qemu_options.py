@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swsnp.abi.snp_report import Product
-from swsnp.cli.qemu_values import base64_bytes, boolean, comma_list, number, path_value, size, text_value
+from swsnp.cli.qemu_devices import DEVICE_OPTIONS, devices_of
+from swsnp.cli.qemu_values import (
+    base64_bytes,
+    boolean,
+    comma_list,
+    convert_all,
+    number,
+    path_value,
+    size,
+    text_value,
+)
 from swsnp.errors import UsageError
 from swsnp.vmm.certs import BlobFile
 from swsnp.vmm.config import DEFAULT_POLICY, MODEL_CBITPOS, VmConfig
@@ -26,6 +36,7 @@ from swsnp.vmm.config import DEFAULT_POLICY, MODEL_CBITPOS, VmConfig
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from swsnp.cli.qemu_devices import DiskDevice, EntropyDevice
     from swsnp.cli.qemu_values import Converter
 
 __all__ = ["ACCELERATORS", "QemuOptions", "SnpGuest", "parse_qemu_options"]
@@ -88,6 +99,7 @@ class QemuOptions:
     no_reboot: bool
     ordinary: bool
     """A kernel without SNP: -machine is given and names no confidential-guest-support."""
+    devices: tuple[DiskDevice | EntropyDevice, ...]
     snp: SnpGuest
 
     def vm_config(self) -> VmConfig:
@@ -176,18 +188,6 @@ _FLAGS: Final = ("no-reboot", "nographic")
 """Options without a value; the second is what there is anyway."""
 
 
-def _convert(found: Mapping[str, str], known: Mapping[str, Converter], where: str) -> dict[str, Any]:
-    values = {}
-    for key, text in found.items():
-        if key not in known:
-            raise UsageError(f"{where}: unknown property {key!r}; known are {', '.join(known)}")
-        try:
-            values[key] = known[key](text)
-        except ValueError as error:
-            raise UsageError(f"{where}: property {key!r}: got {text!r}, wanted {error}") from None
-    return values
-
-
 def _object(text: str) -> tuple[str, dict[str, Any]]:
     """One `-object`: its type and its properties; `id` is among them."""
     if text.startswith("{"):
@@ -197,22 +197,26 @@ def _object(text: str) -> tuple[str, dict[str, Any]]:
     if kind not in _OBJECTS:
         raise UsageError(f"-object: unknown type {kind!r}; known are {', '.join(_OBJECTS)}")
     where = f"-object {kind},id={found.get('id', '')}"
-    values = _convert(found, _OBJECTS[kind], where)
+    values = convert_all(found, _OBJECTS[kind], where)
     if "id" not in values:
         raise UsageError(f"-object {kind}: property 'id' is missing")
     return kind, values
 
 
-def _options(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, dict[str, Any]]]]:
-    """Options by name, and objects by id."""
+def _options(
+    argv: Sequence[str],
+) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, dict[str, Any]]], list[tuple[str, str]]]:
+    """Options by name, objects by id, and the options that make devices, in order."""
     options: dict[str, dict[str, Any]] = {}
     objects: dict[str, tuple[str, dict[str, Any]]] = {}
+    devices: list[tuple[str, str]] = []
+    names = (*_OPTIONS, "object", *DEVICE_OPTIONS, *_PLAIN, *_FLAGS)
     words = iter(argv)
     for word in words:
         name = word[2:] if word.startswith("--") else word[1:]
         name = _ALIASES.get(name, name)
-        if not word.startswith("-") or name not in (*_OPTIONS, "object", *_PLAIN, *_FLAGS):
-            known = ", ".join(f"-{each}" for each in (*_OPTIONS, "object", *_PLAIN, *_FLAGS))
+        if not word.startswith("-") or name not in names:
+            known = ", ".join(f"-{each}" for each in names)
             raise UsageError(f"unknown option {word!r}; known are {known}")
         if name in _FLAGS:
             options[name] = {}
@@ -224,6 +228,8 @@ def _options(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, 
             if values["id"] in objects:
                 raise UsageError(f"-object {kind},id={values['id']}: this id is taken")
             objects[values["id"]] = (kind, values)
+        elif name in DEVICE_OPTIONS:
+            devices.append((name, value))
         elif name in options:
             raise UsageError(f"-{name}: given twice")
         elif name in _PLAIN:
@@ -231,8 +237,8 @@ def _options(argv: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, 
         else:
             implied, known_properties = _OPTIONS[name]
             where = f"-{name}"
-            options[name] = _convert(comma_list(value, implied, where), known_properties, where)
-    return options, objects
+            options[name] = convert_all(comma_list(value, implied, where), known_properties, where)
+    return options, objects, devices
 
 
 # --- what the options mean together -------------------------------------------------------------------------
@@ -248,7 +254,7 @@ def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS
     Raises:
         UsageError: anything that QEMU would refuse, or that is not modelled: option, property, got, wanted.
     """
-    options, objects = _options(argv)
+    options, objects, devices = _options(argv)
     loaded = _loaded({name: options[name]["text"] for name in _PLAIN if name in options})
     direct = loaded["kernel"] is not None and loaded["bios"] is None
     machine = options.get("machine", {"type": "q35"} if direct else {})
@@ -273,8 +279,13 @@ def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS
         snp=_snp_guest(machine, objects, None if direct else host_cbitpos),
         no_reboot="no-reboot" in options,
         ordinary=ordinary,
+        devices=devices_of(devices),
         **loaded,
     )
+    if devices and not direct:
+        raise UsageError(
+            f"-{devices[0][0]}: wanted -kernel with it, and no -bios: no other guest has devices"
+        )
     if parsed.snp.kernel_hashes and None in (parsed.kernel, parsed.bios):
         raise UsageError("sev-snp-guest: property 'kernel-hashes': got on, wanted -bios and -kernel with it")
     return parsed

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from swsnp.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "Converter",
     "base64_bytes",
     "boolean",
     "comma_list",
+    "convert_all",
     "number",
     "path_value",
     "size",
@@ -127,6 +128,23 @@ def comma_list(text: str, implied: str, where: str) -> dict[str, str]:
             raise UsageError(f"{where}: property {key!r} given twice")
         found[key] = value
     return found
+
+
+def convert_all(found: Mapping[str, str], known: Mapping[str, Converter], where: str) -> dict[str, Any]:
+    """The values of a list.
+
+    Raises:
+        UsageError: a key that is not known, or a value that its converter refuses; `where` is its list.
+    """
+    values = {}
+    for key, text in found.items():
+        if key not in known:
+            raise UsageError(f"{where}: unknown property {key!r}; known are {', '.join(known)}")
+        try:
+            values[key] = known[key](text)
+        except ValueError as error:
+            raise UsageError(f"{where}: property {key!r}: got {text!r}, wanted {error}") from None
+    return values
 
 
 def _items(text: str) -> list[str]:

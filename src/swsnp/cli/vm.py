@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _QEMU_HELP = """QEMU's options, as on its command line: -smp, -cpu, -machine, -object, -accel, -m, -name,
--bios, -kernel, -initrd, -append, -serial, -no-reboot, -nographic.
+-bios, -kernel, -initrd, -append, -serial, -no-reboot, -nographic; with -kernel and no -bios also
+-drive and -blockdev (raw files), -device virtio-blk-device and virtio-rng-device.
 The firmware of -bios is launched and measured page by page, and not executed: the built-in guest
 stands in for it. With -kernel and no -bios the kernel really runs, as an SNP guest on the host's
 /dev/kvm; its memory is neither encrypted nor hidden from the host.
 Examples:
   swsnp vm -kernel vmlinuz -initrd initrd.img -append console=ttyS0 -m 512M -no-reboot
   swsnp vm -kernel vmlinuz -m 512M --modules /lib/modules/6.12.0 --exec ./client --nonce 00
+  swsnp vm -kernel vmlinuz -m 512M --modules /lib/modules/6.12.0
+    -drive file=root.img,format=raw,if=virtio -append "console=ttyS0 root=/dev/vda rw"
   swsnp vm -smp 4 -cpu EPYC-Milan-v2
     -machine q35,confidential-guest-support=sev0,memory-backend=ram1
     -object memory-backend-memfd,id=ram1,size=4G,share=true,reserve=false
@@ -153,7 +156,9 @@ def _add_program_options(command: argparse.ArgumentParser) -> None:
     """What makes the guest run one program and end with it."""
     from argparse import REMAINDER
 
-    group = command.add_argument_group("run one program in the guest, with -kernel and without -bios")
+    group = command.add_argument_group(
+        "run one program in the guest, or go on in a disk's root file system, with -kernel and without -bios"
+    )
     group.add_argument(
         "--exec",
         nargs=REMAINDER,
@@ -163,11 +168,15 @@ def _add_program_options(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--exec-dir", type=Path, metavar="DIR", help="becomes the guest's root directory")
     group.add_argument(
-        "--modules", type=Path, metavar="DIR", help="the kernel's modules, as its package holds them"
+        "--modules",
+        type=Path,
+        metavar="DIR",
+        help="the kernel's modules, as its package holds them; without --exec the guest loads some, mounts "
+        "root= of -append and goes on there",
     )
     group.add_argument(
         "--module",
         action="append",
         metavar="NAME",
-        help="load it with what it depends on; may be given again (default: what sev-guest needs, and it)",
+        help="load it with what it depends on; may be given again (default: for sev-guest, devices and root)",
     )

@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from swsnp.abi.ghcb import ExitCode, describe_termination
 from swsnp.cli import BAD_VERDICT, GOOD, common
+from swsnp.cli.vm_devices import VmDevices
 from swsnp.cli.vm_program import program_of
 from swsnp.cli.vm_terminal import Terminal
 from swsnp.cpu.plain_kvm import LinuxKvm, probe_for_linux
@@ -60,12 +61,37 @@ def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
     else:
         _check_config(kernel, options.kernel, ours.kernel_config)
     initrd = _read(options.initrd) if options.initrd is not None else b""
-    program = program_of(ours, kernel, ordinary=options.ordinary)
+    program = program_of(ours, options, kernel)
     if program is not None:
         initrd = initrd + bytes(-len(initrd) % 4) + program.initramfs
-        options = replace(options, append=f"{program.cmdline} {options.append}".rstrip(), no_reboot=True)
+        options = replace(
+            options,
+            append=f"{program.cmdline} {options.append}".rstrip(),
+            no_reboot=options.no_reboot or program.tells_status,
+        )
     symbols = _symbols(ours.system_map)
-    processor = _judged_host(options.snp.cbitpos)
+    apart = program is not None and program.tells_status
+    with VmDevices(options.devices) as devices:
+        what = _Booted(kernel=kernel, initrd=initrd, options=options, devices=devices, console_apart=apart)
+        return _boots(ours, what, symbols, _judged_host(options.snp.cbitpos))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Booted:
+    """What is booted; `console_apart`: the standard output is a program's and not the console's."""
+
+    kernel: KernelImage
+    initrd: bytes
+    options: QemuOptions
+    devices: VmDevices
+    console_apart: bool
+
+
+def _boots(
+    ours: argparse.Namespace, what: _Booted, symbols: Callable[[int], str], processor: HostProcessor
+) -> int:
+    """Boot, and again after every reset."""
+    options = what.options
     machine = Machine(
         product=options.product, profile=ours.profile, seed=common.seed_of(ours), processor=processor
     )
@@ -73,14 +99,14 @@ def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
         common.save(ours.save_root, machine.root_certificate)
     LinuxKvm.listen_for_interrupts()
     while True:
-        guest = _Guest(machine, kernel, initrd, options, processor, console_apart=program is not None)
+        guest = _Guest(machine, what, processor)
         with guest, _traced(machine.trace, ours.trace, symbols):
             stop = guest.run(ours.timeout)
             if ours.stats is not None:
                 common.save(ours.stats, json.dumps(guest.stats(stop), indent=2).encode() + b"\n")
-            if not (isinstance(stop, stops.PoweredOff) and stop.status is None and not options.no_reboot):
+            if options.no_reboot or not (isinstance(stop, stops.PoweredOff) and stop.is_reset):
                 code = _exit_code(stop, guest, symbols)
-                return code if program is None else _program_code(stop)
+                return _program_code(stop) if what.console_apart else code
 
 
 def _refuse_what_snp_has(ours: argparse.Namespace) -> None:
@@ -138,17 +164,15 @@ class _Guest:
     def __init__(
         self,
         machine: Machine,
-        kernel: KernelImage,
-        initrd: bytes,
-        options: QemuOptions,
+        what: _Booted,
         processor: HostProcessor,
         *,
-        console_apart: bool,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._machine, self._clock = machine, clock
         self._times = {"started": clock()}
-        self._console = sys.stderr.buffer if console_apart else sys.stdout.buffer
+        self._console = sys.stderr.buffer if what.console_apart else sys.stdout.buffer
+        options = what.options
         self._terminated: int | None = None
         self._vmgexits = 0
         self._quit = False
@@ -162,13 +186,20 @@ class _Guest:
         )
         start = machine.launch_kernel if not options.ordinary else partial(OrdinaryVm, host=processor.host)
         self.vm: KernelVm | OrdinaryVm = start(
-            config, kernel, bus=bus, power=power, initrd=initrd, cmdline=options.append
+            config,
+            what.kernel,
+            bus=bus,
+            power=power,
+            initrd=what.initrd,
+            cmdline=options.append,
+            devices=what.devices.places,
         )
+        what.devices.attach(self.vm, bus, power)
         self._note("launched")
         self._serial = Serial16550(self.vm.interrupt_line(COM1_LINE), self._show)
         bus.attach_ports(COM1, self._serial)
         self._output = Serial16550(self.vm.interrupt_line(COM2_LINE), self._put_out)
-        if console_apart:
+        if what.console_apart:
             bus.attach_ports(COM2, self._output)
         self._flushing = threading.Event()
         try:

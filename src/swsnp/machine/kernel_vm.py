@@ -16,8 +16,9 @@ from swsnp.vmm.config import LaunchPage, memory_map
 from swsnp.vmm.launch import launch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from swsnp.abi.acpi import VirtioPlace
     from swsnp.cpu.plain_kvm.host import HostKvm
     from swsnp.cpu.plain_kvm.ioctls import KvmCpuidEntry
     from swsnp.hypervisor.memory import NestedPaging
@@ -84,6 +85,7 @@ class KernelVm:
         *,
         initrd: bytes,
         cmdline: str,
+        devices: Sequence[VirtioPlace],
         processor: HostProcessor,
         bus: IoBus,
         power: PowerSwitch,
@@ -99,6 +101,7 @@ class KernelVm:
             kernel: what is started.
             initrd: its initial RAM disk, empty for none.
             cmdline: its command line.
+            devices: where virtio devices are that ACPI tells the kernel.
             processor: what the host's KVM offers.
             bus: the devices, which may still be attached before `run`.
             power: what they switch the VM off with.
@@ -118,6 +121,7 @@ class KernelVm:
             vcpus=config.vcpus,
             c_bit=processor.c_bit,
             cpuid=cpuid_page(leaves_of_vcpu(processor.leaves, 0, config.vcpus)),
+            devices=devices,
         )
         self._host_vm: HostVm | None = None
         self.processors: dict[int, PlainKvmProcessor] = {}

@@ -35,9 +35,10 @@ from swsnp.vmm.config import DEFAULT_POLICY, MODEL_CBITPOS, VmConfig
 from swsnp.vmm.firmware_image import config_of_plan, image_of_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from swsnp.abi.acpi import VirtioPlace
     from swsnp.abi.snp_report import TcbVersion
     from swsnp.amd_ca.manufacture import Hierarchy
     from swsnp.firmware.settings import ChipSettings
@@ -361,6 +362,7 @@ class Machine:
         power: PowerSwitch,
         initrd: bytes = b"",
         cmdline: str = "",
+        devices: Sequence[VirtioPlace] = (),
     ) -> KernelVm:
         """Launch a VM with a Linux kernel, which runs on the host's own processor; `run` it next.
 
@@ -371,6 +373,7 @@ class Machine:
             power: what they switch it off with.
             initrd: the initial RAM disk's bytes.
             cmdline: the command line.
+            devices: where virtio devices are that ACPI tells the kernel; `measure.direct_boot.virtio_places`.
 
         Raises:
             UsageError: what does not fit together; or this machine was made without `processor`.
@@ -388,6 +391,7 @@ class Machine:
             kernel,
             initrd=initrd,
             cmdline=cmdline,
+            devices=devices,
             processor=self._processor,
             bus=bus,
             power=power,

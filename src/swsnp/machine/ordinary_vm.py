@@ -14,8 +14,9 @@ from swsnp.vmm.run import VcpuRunner
 from swsnp.vmm.threads import run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from swsnp.abi.acpi import VirtioPlace
     from swsnp.cpu.plain_kvm.exit_times import ExitTimes
     from swsnp.cpu.plain_kvm.host import HostKvm
     from swsnp.measure.kernel_image import KernelImage
@@ -67,6 +68,7 @@ class OrdinaryVm:
         power: what they switch the VM off with.
         initrd: its initial RAM disk, empty for none.
         cmdline: its command line.
+        devices: where virtio devices are that ACPI tells the kernel.
 
     Raises:
         UsageError: what does not fit together.
@@ -90,11 +92,19 @@ class OrdinaryVm:
         power: PowerSwitch,
         initrd: bytes = b"",
         cmdline: str = "",
+        devices: Sequence[VirtioPlace] = (),
     ) -> None:
         self.config = config
         areas = memory_map(config.memory_size, ())
         boot = DirectBoot(
-            kernel, initrd=initrd, cmdline=cmdline, memory=areas, vcpus=config.vcpus, c_bit=None, cpuid=None
+            kernel,
+            initrd=initrd,
+            cmdline=cmdline,
+            memory=areas,
+            vcpus=config.vcpus,
+            c_bit=None,
+            cpuid=None,
+            devices=devices,
         )
         self._host = OrdinaryHostVm(host, areas, vcpus=config.vcpus, start=boot.registers())
         for part in boot.parts:

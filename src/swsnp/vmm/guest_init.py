@@ -1,9 +1,10 @@
-"""The first program of a guest that shall run one program: machine code, written for each guest.
+"""The first program of a guest: machine code, written for each guest.
 
 Source: Linux, system calls of x86-64; System V ABI, ELF-64; AMD64 Architecture Programmer's Manual, volume 3.
 
 No compiler and no shell are needed: the program is a list of system calls with everything baked in. It mounts
-file systems, loads modules in order, runs the program, waits, and writes the program's exit status to a port.
+file systems and loads modules in order. Then it runs one program, waits, and writes the program's exit status
+to a port; or it mounts a root file system, moves into it and becomes the first program there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EXIT_PORT", "INIT_FAILED", "NOT_EXECUTED", "InitPlan", "build_init"]
+__all__ = ["EXIT_PORT", "INIT_FAILED", "NOT_EXECUTED", "InitPlan", "RootPlan", "build_init"]
 
 EXIT_PORT: Final = 0xF4
 INIT_FAILED: Final = 125
@@ -29,7 +30,9 @@ _RAX, _RDX, _RSI, _RDI, _R8, _R10 = 0, 2, 6, 7, 8, 10
 _ARGUMENTS: Final = (_RDI, _RSI, _RDX, _R10, _R8)
 _WRITE, _OPEN, _CLOSE, _IOCTL, _DUP2, _PAUSE = 1, 2, 3, 16, 33, 34
 _FORK, _EXECVE, _EXIT, _WAIT4, _SETSID = 57, 59, 60, 61, 112
+_CHDIR, _CHROOT = 80, 161
 _MOUNT, _REBOOT, _IOPERM, _FINIT_MODULE = 165, 169, 173, 313
+_MS_RDONLY, _MS_MOVE = 1, 8192
 _EEXIST: Final = 17
 _O_RDWR_NOCTTY: Final = 0o402
 _TCSETS, _TCSBRK = 0x5402, 0x5409
@@ -40,30 +43,51 @@ _STDERR: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RootPlan:
+    """A root file system: its device, type, and options as mount(2) takes them; programs to become, by rank.
+
+    `where` is the directory that it is mounted on first.
+    """
+
+    device: str
+    kind: str
+    read_only: bool
+    options: str
+    init: tuple[str, ...]
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InitPlan:
     """What the program does.
 
     `modules` are paths in the guest, in order; `mounts` are type and directory; `output` is the terminal
-    that takes what the program writes, byte for byte. What it says on stderr goes to the console.
+    that takes what the program writes, byte for byte. What it says on stderr goes to the console. With `root`
+    there is no such program: `argv`, `environment` and `output` mean nothing.
     """
 
-    argv: tuple[str, ...]
-    environment: tuple[str, ...]
+    argv: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     mounts: tuple[tuple[str, str], ...] = ()
     late_mounts: tuple[tuple[str, str], ...] = ()
     output: str = "/dev/ttyS1"
+    root: RootPlan | None = None
 
 
 def build_init(plan: InitPlan) -> bytes:
     """An ELF-64 executable that needs nothing but the kernel."""
     code = _Code()
+    code.emit("49 89 E4")  # mov r12, rsp: the arguments that the kernel gave
     for kind, where in plan.mounts:
         _mount(code, kind, where)
     for path in plan.modules:
         _load_module(code, path)
     for kind, where in plan.late_mounts:  # of file systems that modules brought
         _mount(code, kind, where)
+    if plan.root is not None:
+        _become(code, plan.root, [where for _, where in plan.mounts])
+        return code.linked()
     _terminals(code, plan.output)
     _run(code, plan)
     return code.linked()
@@ -172,6 +196,36 @@ def _mount(code: _Code, kind: str, where: str) -> None:
     name = code.text(kind)
     code.call(_MOUNT, name, code.text(where), name, 0, 0)
     code.must(f"mount {kind} at {where}")
+
+
+def _become(code: _Code, root: RootPlan, mounts: Sequence[str]) -> None:
+    """Mount the root, take what is mounted already along, and go on as its first program."""
+    where, options = code.text(root.where), code.text(root.options)
+    flags = _MS_RDONLY if root.read_only else 0
+    code.call(_MOUNT, code.text(root.device), where, code.text(root.kind), flags, options)
+    code.must(f"mount {root.device} as {root.kind}")
+    for each in mounts:
+        code.call(_MOUNT, code.text(each), code.text(root.where + each), 0, _MS_MOVE, 0)
+        code.must(f"move {each} into {root.device}")
+    here, top = code.text("."), code.text("/")
+    code.call(_CHDIR, where)
+    code.call(_MOUNT, here, top, 0, _MS_MOVE, 0)
+    code.must(f"move {root.device} to /")
+    code.call(_CHROOT, here)
+    code.must("change root")
+    code.call(_CHDIR, top)
+    for path in root.init:
+        name = code.text(path)
+        code.move(_RDI, name)
+        code.emit("49 89 7C 24 08")  # mov [r12+8], rdi: argv[0]
+        code.emit("49 8D 74 24 08")  # lea rsi, [r12+8]
+        code.emit("49 8B 14 24 49 8D 54 D4 10")  # mov rdx, [r12]; lea rdx, [r12+8*rdx+16]
+        code.move(_RAX, _EXECVE)
+        code.emit("0F 05")
+        _say(code, f"swsnp init: execute {path}: errno ".encode())
+    code.emit(f"BB {NOT_EXECUTED:02X} 00 00 00")  # mov ebx, status
+    _end(code)
+    _failures(code)
 
 
 def _load_module(code: _Code, path: str) -> None:

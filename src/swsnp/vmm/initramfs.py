@@ -1,20 +1,23 @@
-"""A guest that runs one program: its first file system, and what goes on the kernel's command line.
+"""What a guest has before any root file system: its first files, and what goes on the kernel's command line.
 
-The guest mounts /proc, /sys, /dev and, where its module is given, configfs; loads modules; and runs the
-program. What the program writes to its standard output leaves by the second serial port byte for byte; what
-it writes to its standard error goes to the console among the kernel's lines; its exit status leaves by
-a port.
+The guest mounts /proc, /sys, /dev and, where its module is given, configfs, and loads modules.
+
+Then it runs one program. What the program writes to its standard output leaves by the second serial port byte
+for byte; what it writes to its standard error goes to the console among the kernel's lines; its exit status
+leaves by a port.
+
+Or it mounts the root file system that the command line names, and goes on as that one's first program.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from swsnp.errors import InputError, UsageError
 from swsnp.vmm.cpio import CpioEntry, device, directory, pack_cpio, program, tree_entries
-from swsnp.vmm.guest_init import INIT_FAILED, InitPlan, build_init
+from swsnp.vmm.guest_init import INIT_FAILED, InitPlan, RootPlan, build_init
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +25,15 @@ if TYPE_CHECKING:
 
     from swsnp.vmm.kernel_modules import KernelModule
 
-__all__ = ["REPORT_CRYPTO", "REPORT_MODULES", "GuestProgram", "exit_status", "prepare_program"]
+__all__ = [
+    "REPORT_CRYPTO",
+    "REPORT_MODULES",
+    "GuestProgram",
+    "exit_status",
+    "prepare_program",
+    "prepare_root",
+    "root_plan",
+]
 
 REPORT_CRYPTO: Final = ("ctr", "ghash-generic", "gcm")
 """Up to Linux 6.12 sev-guest asks the kernel's crypto API for gcm(aes), which no dependency tells."""
@@ -32,8 +43,14 @@ _OURS: Final = ".swsnp"
 _CONSOLE: Final = "console=ttyS0 loglevel=4 panic=-1"
 _BOUNCE: Final = "swiotlb=4096"
 """8 MiB of bounce buffers: Linux makes 64 MiB or more of a guest's memory shared, before 6.6 page by page."""
+_BOUNCE_DISKS: Final = "swiotlb=8192"
+"""16 MiB: a disk's largest request, whatever else goes on."""
 _MOUNTS: Final = (("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"))
 _CONFIGFS: Final = ("configfs", "/sys/kernel/config")
+_ROOT: Final = f"/{_OURS}/root"
+_FIRST_PROGRAMS: Final = ("/sbin/init", "/etc/init", "/bin/init", "/bin/sh")
+"""Those that the kernel itself would try."""
+_FILE_SYSTEM: Final = "ext4"
 _ENVIRONMENT: Final = ("PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/", "TERM=dumb")
 _EHDR: Final = struct.Struct("<16xHHIQQQIHHHHHH")
 _PHDR: Final = struct.Struct("<IIQQQQQQ")
@@ -44,12 +61,14 @@ _X86_64, _PT_INTERP = 62, 3
 class GuestProgram:
     """`initramfs` is a cpio archive, not compressed; `cmdline` goes before what the user appends.
 
-    `release` is the kernel release that the modules are for, "" when there are none.
+    `release` is the kernel release that the modules are for, "" when there are none. `tells_status`: the
+    guest ends with one program, whose output and status leave as this module's text says.
     """
 
     initramfs: bytes = field(repr=False)
     cmdline: str
     release: str = ""
+    tells_status: bool = True
 
 
 def prepare_program(
@@ -75,11 +94,57 @@ def prepare_program(
         raise UsageError("wanted a program for the guest to execute")
     entries = tree_entries(tree) if tree is not None else []
     path = _guest_path(command[0], tree, entries)
+    plan = InitPlan(argv=(path, *command[1:]), environment=_ENVIRONMENT)
+    return GuestProgram(
+        _packed(plan, entries, modules),
+        f"{_CONSOLE} {_BOUNCE} rdinit=/{_OURS}/init",
+        _release(modules),
+    )
+
+
+def prepare_root(plan: RootPlan, modules: Sequence[KernelModule]) -> GuestProgram:
+    """A guest that goes on in its root file system, with these modules loaded in this order."""
+    entries = [directory(_ROOT.lstrip("/"))]
+    initramfs = _packed(InitPlan(root=plan), entries, modules)
+    line = f"{_BOUNCE_DISKS} rdinit=/{_OURS}/init"
+    return GuestProgram(initramfs, line, _release(modules), tells_status=False)
+
+
+def root_plan(cmdline: str) -> RootPlan | None:
+    """What a command line says of the root file system, as the kernel takes it; None: nothing.
+
+    `root=`, `rootfstype=` (one; ext4 when not given), `rootflags=`, `ro` (when nothing is given) or `rw`, and
+    `init=`.
+
+    Raises:
+        UsageError: a root that is no device's path, or more than one type.
+    """
+    words = cmdline.split()
+    given = dict(each.split("=", 1) for each in words if "=" in each)
+    if "root" not in given:
+        return None
+    if not given["root"].startswith("/dev/"):
+        raise UsageError(f"-append: got root={given['root']}, wanted a path such as root=/dev/vda")
+    kind = given.get("rootfstype", _FILE_SYSTEM)
+    if not kind or "," in kind:
+        raise UsageError(f"-append: got rootfstype={kind}, wanted one file system")
+    modes = [each for each in words if each in ("ro", "rw")]
+    return RootPlan(
+        device=given["root"],
+        kind=kind,
+        read_only=modes[-1:] != ["rw"],
+        options=given.get("rootflags", ""),
+        init=(given["init"],) if "init" in given else _FIRST_PROGRAMS,
+        where=_ROOT,
+    )
+
+
+def _packed(plan: InitPlan, entries: list[CpioEntry], modules: Sequence[KernelModule]) -> bytes:
+    """The archive: what there is, with the first program, its modules and what it mounts on."""
     places = tuple(f"{_OURS}/modules/{number:02}-{each.name}.ko" for number, each in enumerate(modules))
     has_configfs = any(each.name in {"configfs", "tsm"} for each in modules)
-    plan = InitPlan(
-        argv=(path, *command[1:]),
-        environment=_ENVIRONMENT,
+    plan = replace(
+        plan,
         mounts=_MOUNTS,
         modules=tuple(f"/{each}" for each in places),
         late_mounts=(_CONFIGFS,) if has_configfs else (),
@@ -87,8 +152,11 @@ def prepare_program(
     entries += [directory(each) for each in ("dev", "proc", "sys") if not _is_directory(entries, each)]
     entries += [device("dev/console", 5, 1), program(f"{_OURS}/init", build_init(plan))]
     entries += [program(place, each.data) for place, each in zip(places, modules, strict=True)]
-    release = modules[0].release if modules else ""
-    return GuestProgram(pack_cpio(entries), f"{_CONSOLE} {_BOUNCE} rdinit=/{_OURS}/init", release)
+    return pack_cpio(entries)
+
+
+def _release(modules: Sequence[KernelModule]) -> str:
+    return modules[0].release if modules else ""
 
 
 def exit_status(status: int | None) -> int:

@@ -164,6 +164,14 @@ class OrdinaryHostVm:
         """Guest memory; BusError where there is none."""
         self._view(gpa, len(data))[:] = data
 
+    def read_shared(self, gpa: int, size: int) -> bytes:
+        """As `read`, for devices: all memory is the host's, too."""
+        return self.read(gpa, size)
+
+    def write_shared(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """As `write`, for devices."""
+        self.write(gpa, data)
+
     def _view(self, gpa: int, size: int) -> memoryview:
         for start, view in self._ram:
             if start <= gpa and gpa + size <= start + len(view):

@@ -1,0 +1,122 @@
+"""`swsnp vm -kernel` with disks: files are judged first, devices are measured, and a guest may power off."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from swsnp.cli import main
+from swsnp.cpu.plain_kvm import Verdict, probe
+from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image, tiny_kernel
+from swsnp.vmm.devices.raw_file import RawFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Skip
+
+VMGEXIT = "f3 0f 01 d9"
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> str:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(tiny_kernel())
+    return str(path)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    return path
+
+
+@pytest.fixture
+def any_kvm(cannot_run: Skip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose KVM runs tiny guests."""
+    verdict = probe()
+    if not verdict.usable:
+        cannot_run(verdict.reason, verdict.remedy, avoidable=False)
+    monkeypatch.setattr("swsnp.cli.vm_kernel.probe_for_linux", lambda: Verdict(usable=True))
+
+
+def vm(*arguments: str) -> int:
+    return main(["vm", *arguments])
+
+
+def test_wrong_disks(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 3 and the file's name, before the host is looked at; options before files."""
+    monkeypatch.setattr("swsnp.cli.vm_kernel.probe_for_linux", lambda: pytest.fail("the host was looked at"))
+    odd, qcow = tmp_path / "odd", tmp_path / "qcow"
+    odd.write_bytes(bytes(100))
+    qcow.write_bytes(b"QFI\xfb".ljust(512, b"\0"))
+    for name, text in (
+        ("/nowhere/d", "/nowhere/d: cannot be opened: No such file"),
+        (str(odd), "odd: got 100 bytes, wanted whole sectors of 512"),
+        (str(qcow), "qcow: is a qcow2 image"),
+        (str(tmp_path), "cannot be opened: Is a directory"),
+    ):
+        assert vm("-kernel", kernel, "-drive", f"file={name},if=virtio") == 3
+        assert text in capsys.readouterr().err
+    nine = ["-device", "virtio-rng-device"] * 9
+    assert vm("-kernel", kernel, *nine) == 2
+    assert "virtio devices: got 9, wanted at most 8" in capsys.readouterr().err
+
+
+def test_disk_in_use(kernel: str, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A disk has one writer."""
+    with RawFile(disk):
+        assert vm("-kernel", kernel, "-drive", f"file={disk},format=raw,if=virtio") == 3
+    assert "disk.img: is in use by another virtual machine" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("any_kvm")
+def test_measurement(kernel: str, disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `swsnp measure kernel` computes from the same options is what was launched, devices included."""
+    stats = tmp_path / "stats"
+    same = ["-kernel", kernel, "-append", "x", "-m", "32M"]
+    more = ["-drive", f"file={disk},format=raw,if=virtio", "-device", "virtio-rng-device"]
+    assert vm(*same, *more, "-no-reboot", "--stats", str(stats)) == GOOD
+    RawFile(disk).close()
+    found = json.loads(stats.read_text())
+    capsys.readouterr()
+    measure = ["measure", "kernel", "--cbitpos", str(found["cbitpos"]), *same]
+    assert main([*measure, *more]) == 0
+    assert capsys.readouterr().out == found["measurement"] + "\n"
+    assert main(measure) == 0
+    assert capsys.readouterr().out != found["measurement"] + "\n"
+
+
+@pytest.mark.usefixtures("any_kvm")
+@pytest.mark.parametrize("more", [[], ["-no-reboot"]])
+def test_power_off(tmp_path: Path, more: list[str]) -> None:
+    """ACPI's S5 ends the VM with exit code 0; it is no reset."""
+    path = tmp_path / "code"
+    # mov dx, 604h; mov ax, 3400h; out dx, ax
+    path.write_bytes(bz_image(elf_image(bytes.fromhex(f"66 ba 04 06 66 b8 00 34 66 ef {VMGEXIT}"))))
+    assert vm("-kernel", str(path), "-m", "32M", "-device", "virtio-rng-device", *more) == 0
+
+
+@pytest.mark.usefixtures("any_kvm")
+def test_registers_of_a_device(tmp_path: Path) -> None:
+    """Guest code finds the magic at the first device's address, and an unclaimed place behind the last."""
+    path = tmp_path / "code"
+    # map FEB00000h by the directory of the fourth GiB, and end with the byte that is read there
+    code = (
+        "bf 00 00 40 00"  # mov edi, 0x400000
+        "b8 83 00 a0 fe"  # mov eax, 0xfea00083
+        "48 89 87 a8 0f 00 00"  # mov [rdi+0xfa8], rax: 2 MiB entry 1F5h
+        "c7 04 25 18 10 02 00 03 00 40 00"  # mov dword [0x21018], 0x400003
+        "b8 00 00 b0 fe"  # mov eax, 0xfeb00000
+        "8b 18"  # mov ebx, [rax]
+        "88 d8"  # mov al, bl
+        "e6 f4"  # out 0xf4, al
+    )
+    path.write_bytes(bz_image(elf_image(bytes.fromhex(f"{code} {VMGEXIT}"))))
+    assert vm("-kernel", str(path), "-m", "32M", "-device", "virtio-rng-device", "-no-reboot") == 0x76
+    assert vm("-kernel", str(path), "-m", "32M", "-no-reboot") == 0xFF
