@@ -8,16 +8,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.guest_program.emulated import command_of, qemu_status
+from tests.unit.guest_program.emulated import run as run_kernel
 
-from swsnp.vmm.guest_init import EXIT_PORT, INIT_FAILED, NOT_EXECUTED, _Code, _failures, _say
+from swsnp.vmm.guest_init import INIT_FAILED, NOT_EXECUTED, _Code, _failures, _say
 from swsnp.vmm.initramfs import prepare_program
 from swsnp.vmm.kernel_modules import find_modules
-
-if TYPE_CHECKING:
-    from swsnp.vmm.initramfs import GuestProgram
 
 WRITE, OPEN, EXECVE, EXIT = 1, 2, 59, 60
 BUILD = Path(__file__).resolve().parents[3] / "build" / "real-guest"
@@ -96,38 +94,15 @@ def kernel() -> Path:
     return packages[-1]
 
 
-def boot_command(package: Path, tmp_path: Path, made: GuestProgram, line: str) -> list[str]:
-    """QEMU with a kernel and what was made for it."""
-    (tmp_path / "initramfs").write_bytes(made.initramfs)
-    (image,) = (package / "boot").glob("vmlinuz-*")
-    command = ["qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-display", "none", "-no-reboot"]
-    command += ["-kernel", str(image), "-initrd", str(tmp_path / "initramfs")]
-    command += ["-append", f"{made.cmdline} {line}"]
-    command += ["-serial", "stdio", "-serial", f"file:{tmp_path / 'output'}"]
-    return [*command, "-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1"]
-
-
 def boot(
     package: Path, tmp_path: Path, program: bytes, modules: tuple[str, ...] = ()
 ) -> tuple[int, bytes, bytes]:
-    """Exit status, output and console of a program that a kernel runs.
-
-    QEMU 7.2's emulation makes kernels die at random: what ends in a panic is tried again, twice.
-    """
+    """Exit status, output and console of a program that a kernel runs."""
     (tmp_path / "program").write_bytes(program)
     found = find_modules(package, modules)
     made = prepare_program([str(tmp_path / "program")], modules=found)
-    command = boot_command(package, tmp_path, made, "oops=panic")
-    for _ in range(3):
-        done = subprocess.run(command, capture_output=True, timeout=90, check=False, stdin=subprocess.DEVNULL)
-        if b"Kernel panic" not in done.stdout:
-            break
+    done = run_kernel(command_of(package, tmp_path, made, ""))
     return done.returncode, (tmp_path / "output").read_bytes(), done.stdout
-
-
-def qemu_status(status: int) -> int:
-    """QEMU's isa-debug-exit makes 2n + 1 of it, of which the operating system keeps eight bits."""
-    return (2 * status + 1) & 0xFF
 
 
 @pytest.mark.slow

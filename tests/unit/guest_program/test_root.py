@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.unit.guest_program.conftest import RELEASE
+from tests.unit.guest_program.emulated import command_of, qemu_status, run
 from tests.unit.guest_program.test_cpio import unpack
-from tests.unit.guest_program.test_init import boot_command, kernel, qemu_status, says
+from tests.unit.guest_program.test_init import kernel, says
 
 from swsnp.cli.qemu_options import parse_qemu_options
 from swsnp.cli.vm_program import program_of
@@ -229,9 +230,8 @@ def boot(package: Path, tmp_path: Path, disk: Path, line: str) -> tuple[int, byt
     plan = root_plan(line)
     assert plan is not None
     made = prepare_root(plan, modules)
-    command = boot_command(package, tmp_path, made, f"console=ttyS0 loglevel=4 panic=-1 {line}")
-    command += ["-drive", f"file={disk},format=raw,if=virtio"]
-    done = subprocess.run(command, capture_output=True, timeout=300, check=False, stdin=subprocess.DEVNULL)
+    command = command_of(package, tmp_path, made, f"console=ttyS0 loglevel=4 {line}")
+    done = run([*command, "-drive", f"file={disk},format=raw,if=virtio"])
     return done.returncode, done.stdout
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.guest_program.emulated import command_of, run
 
 from swsnp.abi import aml
 from swsnp.abi.acpi import acpi_tables
 from swsnp.measure.direct_boot import virtio_places
-from swsnp.vmm.guest_init import EXIT_PORT, InitPlan, build_init
+from swsnp.vmm.guest_init import InitPlan, build_init
 from swsnp.vmm.initramfs import prepare_program
 from swsnp.vmm.kernel_modules import find_modules
 
@@ -128,8 +129,7 @@ def test_linux_takes_them(cannot_run: Skip, tmp_path: Path, name: str) -> None:
     There is nothing at the devices' addresses: the driver says that, which shows that it came by.
     """
     package = BUILD / "real-guest" / name
-    qemu = shutil.which("qemu-system-x86_64")
-    if qemu is None:
+    if shutil.which("qemu-system-x86_64") is None:
         cannot_run("no qemu-system-x86_64", "apt-get install qemu-system-x86")
     if not package.is_dir():
         cannot_run(f"no {name} under build/real-guest", "make real-guest", avoidable=False)
@@ -137,14 +137,8 @@ def test_linux_takes_them(cannot_run: Skip, tmp_path: Path, name: str) -> None:
     (tmp_path / "tables").write_bytes(acpi_tables(gpa, 1, virtio_places(2)))
     (tmp_path / "program").write_bytes(build_init(InitPlan(argv=("/none",))))
     made = prepare_program([str(tmp_path / "program")], modules=find_modules(package, ("virtio_mmio",)))
-    (tmp_path / "initramfs").write_bytes(made.initramfs)
-    (image,) = package.glob("boot/vmlinuz-*")
-    command = [qemu, "-accel", "tcg", "-m", "512", "-display", "none", "-no-reboot", "-nodefaults"]
-    command += ["-kernel", str(image), "-initrd", str(tmp_path / "initramfs"), "-append"]
-    command += [f"{made.cmdline} loglevel=7 acpi_rsdp={gpa:#x} memmap=64K#{gpa:#x}"]
-    command += ["-device", f"loader,file={tmp_path / 'tables'},addr={gpa:#x},force-raw=on"]
-    command += ["-serial", "stdio", "-serial", "null", "-device", f"isa-debug-exit,iobase={EXIT_PORT:#x}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False)
+    command = command_of(package, tmp_path, made, f"loglevel=7 acpi_rsdp={gpa:#x} memmap=64K#{gpa:#x}")
+    done = run([*command, "-device", f"loader,file={tmp_path / 'tables'},addr={gpa:#x},force-raw=on"])
     console = done.stdout.decode(errors="replace")
     assert "ACPI: Interpreter enabled" in console
     assert "supports S0 S5" in console
