@@ -1,11 +1,12 @@
 // The first program of a root file system on a disk: writes what it finds into the disk's files, and powers off.
 //
-// Static; the image holds nothing else. Each boot adds a line to /boots, and writes a report to /report where the
-// kernel has a sev-guest device.
+// Static; the image holds nothing else. Each boot adds a line to /boots, with what from= on the kernel's command line
+// says, which the kernel makes a variable of; and writes a report to /report where there is a sev-guest device.
 
 #include <fcntl.h>
 #include <linux/sev-guest.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -49,10 +50,11 @@ static void report(void)
     close(device);
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
     char line[64];
-    snprintf(line, sizeof line, "%s %d\n", argv[argc - 1], argc);
+    const char *from = getenv("from");
+    snprintf(line, sizeof line, "from=%s\n", from ? from : "nowhere");
     say("disk: root mounted\n");
     if (append("/boots", line, strlen(line), O_APPEND))
         say("disk: cannot be written\n");
