@@ -17,6 +17,7 @@ from swsnp.abi.sev_guest import SnpDerivedKeyReq
 from swsnp.abi.snp_command import Command, FirmwareStatus
 from swsnp.abi.snp_report import AttestationReport, SigningKey
 from swsnp.certs.ofd_lock import try_lock, unlock_and_close
+from swsnp.hardware.time_slices import TimeSlices
 from swsnp.machine import GuestStopped, IoctlFailed
 from swsnp.trace import CertsRead, CertsWanted, FirmwareCommand, GuestReplied, TraceEvent
 from swsnp.verify import Roots, verify
@@ -259,6 +260,58 @@ def test_one_vms_lock_never_stalls_another() -> None:
             assert not future.done()
             release.set()
             assert future.result(30).certs.startswith(b"late\0")
+
+
+def test_one_processor_is_enough_for_all() -> None:
+    """A vCPU has a processor while it runs: not in userspace, and not while it waits for its guest's mutex.
+
+    One vCPU of the first VM is in userspace with the driver's mutex, the other waits for the mutex; there is
+    one processor, and nobody is let in beside. The second VM attests meanwhile.
+    """
+    machine = Machine()
+    machine.kernel.host_cpus = TimeSlices(1, patience_s=None)
+    entered, release = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        entered.set()
+        assert release.wait(30)
+        return b"late"
+
+    with machine.create_vm(certs=slow, vcpus=2) as first, machine.create_vm(certs=b"quick") as second:
+        first.boot()
+        second.boot()
+        with ThreadPoolExecutor(2) as pool:
+            holder = pool.submit(first.extended_report, NONCE)
+            assert entered.wait(30)
+            waiter = pool.submit(first.extended_report, NONCE)
+            assert second.extended_report(NONCE).certs.startswith(b"quick\0")
+            assert not holder.done()
+            assert not waiter.done()
+            release.set()
+            assert {each.result(30).certs[:5] for each in (holder, waiter)} == {b"late\0"}
+
+
+def test_a_guest_that_waits_for_an_updater_takes_no_processor(tmp_path: Path) -> None:
+    """The driver sleeps between two tries (guest.md 3.4): another VM may have its processor then."""
+    path = tmp_path / "certs.blob"
+    path.write_bytes(b"certificates")
+    updater = exclusive_lock(path)
+    free: list[int] = []
+
+    class Clock(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            free.append(len(cpus._places))
+            updater.__exit__(None, None, None)
+            super().sleep(seconds)
+
+    machine = Machine(clock=Clock())
+    machine.kernel.host_cpus = cpus = TimeSlices(1)
+    source = BlobFile(path, timeout_s=0.01, sleep=lambda _: None, monotonic=_ticks())
+    with machine.create_vm(certs=source) as vm:
+        vm.boot()
+        updater.__enter__()
+        vm.extended_report(NONCE)
+    assert free == [1]
 
 
 def test_seeded_machines_repeat_each_other() -> None:

@@ -31,6 +31,7 @@ from swsnp.trace import IoctlCalled, IoctlReturned, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from contextlib import AbstractContextManager
 
     from swsnp.guest.boot import BootedGuest
     from swsnp.guest.cpu import GuestCpu
@@ -135,6 +136,7 @@ class SevGuestDriver:
         clock: for the pauses after BUSY.
         trace: told of every call and message.
         vm: name of the machine in trace events.
+        mutex: held over a call; one of Python's threads by default.
 
     Raises:
         ProbeError: the driver would not bind; `errno` tells with what.
@@ -149,12 +151,13 @@ class SevGuestDriver:
         clock: Clock = time,
         trace: Trace | None = None,
         vm: str = "",
+        mutex: AbstractContextManager[object] | None = None,
     ) -> None:
         self._guest = guest
         self._generation = generation
         self._trace = trace or Trace()
         self._vm = vm
-        self._mutex = threading.Lock()
+        self._mutex = threading.Lock() if mutex is None else mutex
         self._channel = _probe(guest, vmpck_id, self._trace)
         self._exchange = Exchange(self._channel, guest.layout, clock=clock, generation=generation)
 

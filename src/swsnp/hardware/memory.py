@@ -71,8 +71,22 @@ class SystemMemory:
                 self._free.extend(range(address + _LARGE - PAGE, address, -PAGE))
         self.write(address, bytes(PAGE))
         # the kernel's own pages are the ones that requests travel in: found without a search
-        self._pages[address >> 12] = self.view(address, PAGE)
+        self._pages[address >> 12] = self._own_view(address)
         return address
+
+    def _own_view(self, address: int) -> memoryview:
+        """A page's window that shares nothing with another page's.
+
+        A free-threaded interpreter (3.14) counts the slices of one memoryview without a lock: threads that
+        slice the same one at a time may find it released.
+        """
+        base = self._bases[bisect_right(self._bases, address) - 1]
+        return memoryview(self._mapping(base))[address - base : address - base + PAGE]
+
+    def _mapping(self, base: int) -> mmap.mmap:
+        mapping = self._views[base].obj
+        assert isinstance(mapping, mmap.mmap)  # noqa: S101  # every region is made by `allocate`
+        return mapping
 
     def free_page(self, address: int) -> None:
         """Give a page of `allocate_page` back."""
@@ -133,6 +147,4 @@ class SystemMemory:
         bases = self._bases
         base = bases[bisect_right(bases, address) - 1]
         self.view(address, size)
-        mapping = self._views[base].obj
-        assert isinstance(mapping, mmap.mmap)  # noqa: S101  # every region is made by `allocate`
-        mapping.madvise(self._discard, address - base, size)
+        self._mapping(base).madvise(self._discard, address - base, size)

@@ -6,6 +6,7 @@ Source: Linux, virt/kvm/kvm_main.c, arch/x86/kvm/x86.c, arch/x86/include/uapi/as
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.kvm import (
@@ -20,6 +21,7 @@ from swsnp.abi.kvm import (
 )
 from swsnp.abi.vmsa import SevFeatures
 from swsnp.hardware.memory import BusError
+from swsnp.hardware.time_slices import TimeSlices
 from swsnp.hypervisor.asid import AsidPool
 from swsnp.hypervisor.psp_driver import PspDriver
 from swsnp.hypervisor.sev_device import SevDevice
@@ -44,6 +46,10 @@ __all__ = ["API_VERSION", "EPYC_SIGNATURE", "HostKernelModel", "KvmDevice", "no_
 API_VERSION: Final = 12
 EPYC_SIGNATURE: Final = 0x0080_0F12
 """CPUID Fn1 EAX of QEMU's model EPYC, 23/1/2."""
+_MORE_VCPUS: Final = 2
+"""vCPUs that run beside one for each processor, for those that wait for the secure processor."""
+_PATIENCE_S: Final = 0.2
+"""Seconds after which a vCPU runs although all places are taken: one of them may be blocked for good."""
 _GROUP_XCOMP: Final = 0
 _GROUP_SEV: Final = 1
 _XCOMP_GUEST_SUPP: Final = 0x207
@@ -94,6 +100,7 @@ class HostKernelModel:
         cpuid: Callable[[int], tuple[int, int, int, int]] = no_cpuid,
         psp_mutex: Turn | None = None,
         launch_large: bool = False,
+        host_cpus: TimeSlices | None = None,
     ) -> None:
         """Start the kernel.
 
@@ -113,6 +120,7 @@ class HostKernelModel:
             cpuid: leaf to EAX, EBX, ECX, EDX, for the CPUID requests of the GHCB MSR protocol.
             psp_mutex: held over a command to the secure processor; see `PspDriver`.
             launch_large: load 2 MiB with one command where that can be, which no Linux does.
+            host_cpus: for vCPUs of built-in guests; by default for some more than this host has processors.
         """
         self.profile = profile
         self.memory = memory
@@ -126,6 +134,8 @@ class HostKernelModel:
         self.tsc_khz = tsc_khz
         self.cpuid = cpuid
         self.launch_large = launch_large
+        self.host_cpus = host_cpus or TimeSlices((os.cpu_count() or 1) + _MORE_VCPUS, patience_s=_PATIENCE_S)
+        """On which vCPUs of built-in guests run; one that runs machine code has KVM's."""
         self.driver = PspDriver(mailbox, memory=memory, rmp=rmp, snp_host=snp_enabled, mutex=psp_mutex)
         self.asids = AsidPool(max_asid, self.driver)
         if snp_enabled:

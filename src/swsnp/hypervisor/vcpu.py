@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from swsnp.abi.record import Record
     from swsnp.hardware import GuestExit
+    from swsnp.hardware.time_slices import TimeSlices
     from swsnp.hypervisor.neighbours import VirtualMachine
     from swsnp.hypervisor.outcomes import Departure, Outcome, UserspaceWanted
     from swsnp.hypervisor.vmgexit import GhcbEvent
@@ -99,6 +100,8 @@ class Vcpu:
         cpuid: leaf to EAX, EBX, ECX, EDX (sub-leaf 0), for the MSR protocol.
         gpa_bits: width of guest physical addresses.
         signature: CPUID Fn1 EAX, in RDX at reset.
+        host_cpus: on one of which it runs; None: whenever its thread does, and so if it runs machine code,
+            since KVM itself finds a processor for that.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Vcpu:
         cpuid: Callable[[int], tuple[int, int, int, int]] = _no_cpuid,
         gpa_bits: int = 48,
         signature: int = 0,
+        host_cpus: TimeSlices | None = None,
     ) -> None:
         self.vm = vm
         self.id = vcpu_id
@@ -131,6 +135,7 @@ class Vcpu:
         """One ioctl on the vCPU at a time."""
         self._pending: UserspaceWanted | None = None
         self._machine_code = processor if isinstance(processor, MachineCodeProcessor) else None
+        self._host_cpus = host_cpus if self._machine_code is None else None
         self._vmsa_page: int | None = None
         self._load_due = False
         self.startup = Startup(self)
@@ -244,6 +249,17 @@ class Vcpu:
             allowed = 0 if vm.vm_type in _PROTECTED else _SYNC_REGS
             if synced & ~allowed:
                 return _EINVAL
+        if (cpus := self._host_cpus) is None:
+            return self._on_a_processor(wants_to_run=wants_to_run)
+        cpus.enter()
+        try:
+            return self._on_a_processor(wants_to_run=wants_to_run)
+        finally:
+            cpus.pause()
+
+    def _on_a_processor(self, *, wants_to_run: bool) -> int:
+        """What KVM_RUN does with a processor of the host's."""
+        vm, run = self.vm, self.run
         if (pending := self._pending) is not None:  # 5. consumed even when it fails
             self._pending = None
             outcome = self._complete(pending)

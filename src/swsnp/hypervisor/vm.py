@@ -186,6 +186,7 @@ class Vm:
                 cbit=self.host.cbit,
                 cpuid=self.host.cpuid,
                 signature=self.host.vcpu_signature,
+                host_cpus=self.host.host_cpus,
             )
         except BaseException:
             with self.lock:

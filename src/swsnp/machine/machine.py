@@ -423,6 +423,7 @@ class Machine:
             trace=self.trace,
             generation=generation,
             clock=self.clock,
+            processors=self.kernel.host_cpus,
             contexts=self._contexts,
             product=self.product,
             vmpck_id=vmpck_id,

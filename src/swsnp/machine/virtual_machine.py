@@ -29,6 +29,7 @@ from swsnp.errors import UsageError
 from swsnp.guest.boot import BootedGuest, boot, boot_ap, place_vmsa, resume, resume_ap, start_ap
 from swsnp.guest.caller import BufferMemory
 from swsnp.guest.driver import OWN_VMPL, SevGuestDriver
+from swsnp.hardware.time_slices import GuestClock, GuestMutex
 from swsnp.machine.answers import Answer, ExtendedReport, GuestMoved, GuestStopped, IoctlFailed
 from swsnp.machine.built_in import built_in_image, built_in_layout
 from swsnp.machine.move import SavedVm, save_memory
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from swsnp.guest.boot import GuestLayout
     from swsnp.guest.caller import CallerMemory
     from swsnp.guest.driver import Clock, DriverGeneration
+    from swsnp.hardware.time_slices import TimeSlices
     from swsnp.hypervisor.memory import NestedPaging
     from swsnp.hypervisor.neighbours import Processor
     from swsnp.hypervisor.task import HostTask
@@ -70,6 +72,7 @@ class VirtualMachine:
         trace: Trace,
         generation: DriverGeneration,
         clock: Clock,
+        processors: TimeSlices,
         contexts: GuestContexts,
         product: Product,
         vmpck_id: int = OWN_VMPL,
@@ -86,6 +89,7 @@ class VirtualMachine:
             trace: where events go.
             generation: which sev-guest driver the guest has.
             clock: for the driver's pauses.
+            processors: the host's, of which a vCPU has one while it runs.
             contexts: for `save` and `resume`.
             product: the machine's.
             vmpck_id: the driver's module parameter.
@@ -99,7 +103,8 @@ class VirtualMachine:
             raise UsageError(
                 f"memory size: got {config.memory_size:#x}, wanted at least {end:#x} for {config.vcpus} vCPUs"
             )
-        self._trace, self._generation, self._clock, self._vmpck_id = trace, generation, clock, vmpck_id
+        self._trace, self._generation, self._vmpck_id = trace, generation, vmpck_id
+        self._clock, self._processors = clock, processors
         self._contexts, self._product = contexts, product
         self._memory: NestedPaging | None = None
         self._saving = threading.Lock()
@@ -172,9 +177,10 @@ class VirtualMachine:
             guest,
             vmpck_id=self._vmpck_id,
             generation=self._generation,
-            clock=self._clock,
+            clock=GuestClock(self._clock, self._processors),
             trace=self._trace,
             vm=self.name,
+            mutex=GuestMutex(self._processors),
         )
         for vcpu in self.vcpus:
             self._idle.put(vcpu)

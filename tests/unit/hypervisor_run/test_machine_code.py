@@ -9,10 +9,13 @@ from tests.unit.hypervisor_run.conftest import CBIT, PAGE, ScriptedProcessor
 
 from swsnp.abi.kvm import EXIT_UNION, ExitIo, ExitMmio, ExitReason, Ioctl
 from swsnp.hardware.exits import MmioAccess, PortAccess
+from swsnp.hardware.time_slices import TimeSlices
 from swsnp.hypervisor.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from tests.unit.hypervisor_run.conftest import MakeWorld, World
+
+    from swsnp.hardware import GuestExit
 
 
 class MachineCode(ScriptedProcessor):
@@ -99,3 +102,38 @@ def test_accesses_leave_to_userspace(
         run.memory[io.data_offset : io.data_offset + len(answer)] = answer
     vcpu.ioctl(Ioctl.KVM_RUN, 0)
     assert processor.completed == [answer]
+
+
+class Watching(ScriptedProcessor):
+    """Notes how many of the host's processors are free while it runs."""
+
+    def __init__(self, host_cpus: TimeSlices) -> None:
+        super().__init__()
+        self.host_cpus = host_cpus
+        self.free: list[int] = []
+
+    def run(self) -> GuestExit:
+        self.free.append(len(self.host_cpus._places))
+        return super().run()
+
+
+class WatchingMachineCode(Watching, MachineCode):
+    """The same with machine code."""
+
+    def __init__(self, host_cpus: TimeSlices) -> None:
+        Watching.__init__(self, host_cpus)
+        self.loaded, self.completed = [], []
+
+
+@pytest.mark.parametrize(("kind", "free"), [(Watching, 1), (WatchingMachineCode, 2)])
+def test_a_guest_in_python_runs_on_one_of_the_hosts_processors(
+    world: MakeWorld, kind: type[Watching], free: int
+) -> None:
+    """It has its place in KVM_RUN and nowhere else; KVM itself finds a processor for machine code."""
+    vm, host_cpus = world("linux-7.2"), TimeSlices(2)
+    processor = kind(host_cpus)
+    vcpu = Vcpu(vm.vm, 1, processor, cbit=CBIT, host_cpus=host_cpus)
+    vcpu.measured, vcpu.mp_state = True, vm.vcpu.mp_state
+    vcpu.ioctl(Ioctl.KVM_RUN, 0)
+    assert processor.free == [free]
+    assert len(host_cpus._places) == 2
