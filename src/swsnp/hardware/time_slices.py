@@ -117,7 +117,7 @@ class TimeSlices:
                         self._beside += 1
             except BaseException:  # an interrupt: what is handed over now is another's
                 with self._lock:
-                    handed = self._next_is_for == _WHOEVER_COMES and self._woken.acquire(blocking=False)
+                    handed = self._served()
                     self._next_is_for = _WHOEVER_COMES
                 if handed:
                     self.pause()
@@ -136,8 +136,8 @@ class TimeSlices:
         return self._woken.acquire(timeout=seconds)
 
     def _served(self) -> bool:
-        """Whether a place was handed over after the waiter gave up waiting for the wake-up."""
-        return self._next_is_for == _WHOEVER_COMES and self._woken.acquire(blocking=False)
+        """Whether a place was handed over although the waiter waits no more; asked under the lock."""
+        return self._woken.acquire(blocking=False)
 
 
 class Clock(Protocol):
