@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.batch import batch_rows
-from bench.jobs import Job, jobs
+from bench.jobs import ENGINES, Job, jobs
 from bench.measure import command_row, measure_jobs
 from bench.real_vcpu import real_vcpu_jobs
 from bench.scale import memory_rows, threads_row
@@ -120,7 +120,7 @@ def main() -> None:
     rows += memory_rows()
     rows += batch_rows()
     if options.seconds:
-        rows.append(threads_row(options.seconds))
+        rows += [threads_row(options.seconds, engine) for engine in ENGINES]
     machine = _machine()
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps({"machine": machine, "jobs": rows}, indent=2) + "\n")
