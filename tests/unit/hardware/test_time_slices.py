@@ -8,23 +8,15 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.hardware.conftest import WAIT_S, Interrupted, until
 
 from swsnp.hardware.time_slices import GuestClock, GuestMutex, TimeSlices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-WAIT_S = 10
 NEVER_S = 1000.0
 """A slice that no test sees the end of."""
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def started(work: Callable[[], object]) -> threading.Thread:
@@ -278,23 +270,6 @@ def test_who_waits_for_the_mutex_lets_another_run() -> None:
 
 
 # Interrupts
-
-
-class Interrupted(Exception):
-    """What the signal handler raises."""
-
-
-@pytest.fixture
-def alarm_clock() -> Iterator[None]:
-    """SIGALRM raises in the main thread, as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.usefixtures("alarm_clock")

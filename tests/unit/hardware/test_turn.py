@@ -6,24 +6,11 @@ import signal
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.hardware.conftest import WAIT_S, Interrupted, until
 
 from swsnp.hardware.turn import Turn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-WAIT_S = 10
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def test_one_at_a_time() -> None:
@@ -95,23 +82,6 @@ def test_a_release_by_nobody_is_an_error() -> None:
     """As with every mutex."""
     with pytest.raises(RuntimeError):
         Turn().release()
-
-
-class Interrupted(Exception):
-    """What the signal handler raises."""
-
-
-@pytest.fixture
-def alarm_clock() -> Iterator[None]:
-    """SIGALRM raises in the main thread, as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.usefixtures("alarm_clock")
