@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import random
+from dataclasses import FrozenInstanceError
 
 import pytest
 from hypothesis import given, settings
@@ -63,6 +64,17 @@ def test_any_other_size_is_refused_by_name(kind: type[Record]) -> None:
             continue
         with pytest.raises(LayoutError, match=rf"{kind.__name__}: got {size} bytes, wanted {kind.SIZE}"):
             kind.parse(bytes(size))
+
+
+@each_record
+def test_what_was_read_is_frozen(kind: type[Record]) -> None:
+    """Law for all records: read or made, it is the same class, and nothing in it can be changed."""
+    read = kind.parse(bytes(kind.SIZE))
+    assert type(read) is kind
+    assert (read, hash(read), repr(read)) == (kind(), hash(kind()), repr(kind()))
+    for name, _, _ in kind.layout():
+        with pytest.raises(FrozenInstanceError):
+            setattr(read, name, 1)
 
 
 @each_record

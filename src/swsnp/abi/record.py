@@ -35,11 +35,15 @@ class _Spec(NamedTuple):
 
 
 class _Reader(NamedTuple):
-    """What `parse` needs, in one look-up: bytes to values, what decodes which of them, where each goes."""
+    """What `parse` needs, in one look-up: bytes to values, what decodes which, what takes all of them.
+
+    `draft` is the record's class but for being frozen: a frozen instance is filled through
+    `object.__setattr__`, which for a report of forty fields costs more than all else.
+    """
 
     unpack: Callable[[bytes | bytearray | memoryview], tuple[Any, ...]]
     decoders: tuple[tuple[int, Callable[[Any], Any]], ...]
-    setters: tuple[Callable[[Any, Any], None], ...]
+    draft: Callable[..., Any]
 
 
 def _integer(offset: int, size: int, code: str, word: type[int]) -> _Spec:
@@ -99,7 +103,8 @@ class Record:
     SIZE: ClassVar[int] = 0
     SOURCE: ClassVar[str] = ""
     _struct: ClassVar[struct.Struct] = struct.Struct("")
-    _reader: ClassVar[_Reader]
+    _specs: ClassVar[dict[str, _Spec]] = {}
+    _reader: ClassVar[_Reader | None] = None
     _values: ClassVar[Callable[[Any], tuple[Any, ...]]] = lambda _: ()
     _encoders: ClassVar[tuple[tuple[int, Callable[[Any], bytes]], ...]] = ()
     _blobs: ClassVar[tuple[tuple[str, int], ...]] = ()
@@ -120,7 +125,7 @@ class Record:
         Raises:
             LayoutError: any other number of bytes.
         """
-        unpack, decoders, setters = cls._reader
+        unpack, decoders, draft = cls._reader or cls._make_reader()
         try:
             values: Any = unpack(data)
         except struct.error:
@@ -131,10 +136,21 @@ class Record:
             values = list(values)
             for index, decode in decoders:
                 values[index] = decode(values[index])
-        self = object.__new__(cls)
-        for put, value in zip(setters, values, strict=False):  # one each, by the way both were made
-            put(self, value)
-        return self
+        self = draft(*values)
+        self.__class__ = cls  # same bases, same slots: from here on it is frozen
+        return self  # type: ignore[no-any-return]
+
+    @classmethod
+    def _make_reader(cls) -> _Reader:
+        """Made for the first bytes: most records of a program are never read."""
+        annotations = dict.fromkeys(cls._specs, object)
+        draft = type(cls.__name__, cls.__bases__, {"__annotations__": annotations})
+        cls._reader = _Reader(
+            cls._struct.unpack,
+            tuple((i, s.decode) for i, s in enumerate(cls._specs.values()) if s.decode is not None),
+            dataclass(slots=True, eq=False, repr=False)(draft),
+        )
+        return cls._reader
 
     @classmethod
     def parse_at(cls, data: bytes | bytearray | memoryview, offset: int) -> Self:
@@ -200,11 +216,7 @@ def record(*, size: int, source: str) -> Callable[[type[_R]], type[_R]]:
         made.SIZE, made.SOURCE = size, source
         made._struct = struct.Struct("<" + "".join(spec.code for _, spec in listed))
         made._values = _getter([name for name, _ in listed])
-        made._reader = _Reader(
-            made._struct.unpack,
-            tuple((i, s.decode) for i, (_, s) in enumerate(listed) if s.decode is not None),
-            tuple(made.__dict__[name].__set__ for name, _ in listed),
-        )
+        made._specs, made._reader = specs, None
         made._encoders = tuple((i, s.encode) for i, (_, s) in enumerate(listed) if s.encode is not None)
         made._blobs = tuple((name, s.size) for name, s in listed if s.code.endswith("s") and s.decode is None)
         return made  # type: ignore[no-any-return]
@@ -272,6 +284,11 @@ class Word(int):
                 )
             word = word & ~span.mask | value << span.low
         return type(self)(word)
+
+    @classmethod
+    def named(cls) -> int:
+        """The bits of every named range."""
+        return cls._named
 
     def unnamed(self) -> int:
         """The bits outside every named range, in place."""

@@ -39,6 +39,8 @@ class Product(Enum):
     GENOA = "Genoa"
     TURIN = "Turin"
 
+    __hash__ = object.__hash__  # a member is equal to itself alone; Enum's own hashes the name, in Python
+
     @property
     def is_fam_1a(self) -> bool:
         """Whether TCB_VERSION has the layout of family 1Ah (FMC first)."""
