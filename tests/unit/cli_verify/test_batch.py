@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 
 def results(path: str | Path) -> list[dict[str, Any]]:
-    """The lines after the first."""
-    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    """The lines after the first; all of them are as `json` writes them."""
+    written = Path(path).read_text().splitlines()
+    lines = [json.loads(line) for line in written]
+    assert [json.dumps(line) for line in lines] == written
     assert lines[0]["schema"] == SCHEMA
     return lines[1:]
 
@@ -79,6 +81,16 @@ def parquet(files: Files, content: dict[str, bytes], rows: int = 40) -> str:
 
 def roots(files: Files) -> tuple[str, ...]:
     return ("--roots", files("root.der"), "--at", files.at.isoformat())
+
+
+def test_names_of_any_kind(files: Files, content: dict[str, bytes]) -> None:
+    """A line is JSON whatever the row is called."""
+    name, out = 'say "\u00fc\\".bin', files("out.jsonl")
+    folder = files.folder / "one"
+    folder.mkdir()
+    (folder / name).write_bytes(content["report.bin"])
+    assert files.verify("--batch", str(folder), *files.certified, *files.wanted, "--out", out)[0] == 0
+    assert [(each["row"], each["verdict"]) for each in results(out)] == [(name, "accepted")]
 
 
 def test_directory(files: Files, content: dict[str, bytes]) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from swsnp.certs.classify import classify
 from swsnp.cli.inputs import report_in
-from swsnp.cli.verify.batch_rows import read_row
+from swsnp.cli.verify.batch_rows import Row, read_row
 from swsnp.cli.verify.verdict import word
 from swsnp.errors import HostError, InputError, SwsnpError
 from swsnp.verify import Outcome, Verifier
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from swsnp.abi.snp_report import Product
-    from swsnp.cli.verify.batch_rows import Item, Row, RowId
+    from swsnp.cli.verify.batch_rows import Item, RowId
     from swsnp.cli.verify.evidence import Evidence
     from swsnp.crypto.ecdsa import Engine
     from swsnp.verify import Verification
@@ -79,7 +79,8 @@ class Judge:
     def _chunk(self, verifier: Verifier, items: Sequence[Item]) -> Judged:
         lines, verdicts = [], []
         for row_id, given in items:
-            line, verdict = self._line(verifier, row_id, read_row(given) if isinstance(given, str) else given)
+            row = read_row(given) if isinstance(given, str) else Row(*given)  # type: ignore[arg-type]  # five of them
+            line, verdict = self._line(verifier, row_id, row)
             lines.append(line)
             verdicts.append(verdict)
         return lines, verdicts
@@ -90,7 +91,7 @@ class Judge:
         except SwsnpError as error:
             return json.dumps({"row": row_id, "verdict": UNREADABLE, "error": str(error)}), UNREADABLE
         verdict = word(verification)
-        return json.dumps(_result(row_id, verdict, report, verification)), verdict
+        return _result_line(row_id, verdict, report, verification), verdict
 
     def _verify(self, verifier: Verifier, row: Row) -> tuple[bytes, Verification]:
         if row.error:
@@ -116,14 +117,19 @@ class Judge:
         )
 
 
-def _result(row_id: RowId, verdict: str, report: bytes, verification: Verification) -> dict[str, Any]:
-    product = verification.product
-    result: dict[str, Any] = {
-        "row": row_id,
-        "verdict": verdict,
-        "sha256": hashlib.sha256(report).hexdigest(),
-        "product": product.value if product else None,
-    }
+def _result_line(row_id: RowId, verdict: str, report: bytes, verification: Verification) -> str:
+    """As `json.dumps` would write it, which costs more than it says for so little."""
+    row = json.dumps(row_id) if isinstance(row_id, str) else row_id
+    digest = hashlib.sha256(report).hexdigest()
+    product = f'"{verification.product.value}"' if verification.product else "null"
+    line = f'{{"row": {row}, "verdict": "{verdict}", "sha256": "{digest}", "product": {product}'
+    more = _more(verification) if verification.missing or verification.noted else None
+    return f"{line}, {json.dumps(more)[1:]}" if more else line + "}"
+
+
+def _more(verification: Verification) -> dict[str, Any]:
+    """What not every result has."""
+    result: dict[str, Any] = {}
     if verification.missing:
         result["missing"] = list(verification.missing)
     if verification.noted:
