@@ -11,6 +11,7 @@ from swsnp.abi.snp_report import Product
 from swsnp.certs import der
 from swsnp.certs.der import Der
 from swsnp.certs.kds_extensions import issuing_product, leaf_kind, leaf_profile
+from swsnp.certs.x509 import split_hwid
 from swsnp.certs.x509_reader import Certificate, read, read_extensions
 from swsnp.errors import LayoutError
 
@@ -35,7 +36,8 @@ def one(data: bytes) -> object:
     extensions, refusal = attempt(lambda: read_extensions(Der(data, "fuzz"), "fuzz"), LayoutError)
     if refusal:
         return refusal
-    leaf = replace(_leaf(), extensions=extensions)
+    common, hwid = split_hwid(extensions)
+    leaf = _leaf()._replace(template=replace(_leaf().template, extensions=common), hwid=hwid)
     leaf_kind(leaf)
     issuing_product(leaf)
     kinds = []
@@ -43,6 +45,6 @@ def one(data: bytes) -> object:
         profile, refusal = attempt(partial(leaf_profile, leaf, product), LayoutError)
         if profile is not None:
             assert len(profile.hwid) == product.hwid_size
-            assert profile.tcb_version().decode(product) == profile.tcb
+            assert profile.tcb_version.decode(product) == profile.tcb
         kinds.append(refusal)
     return tuple(kinds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -11,6 +13,7 @@ import pytest
 from swsnp.machine import Machine
 
 ROOT = Path(__file__).resolve().parent.parent
+REMEMBERS = type(lru_cache(int))
 
 
 def _skip(reason: str, remedy: str, *, avoidable: bool = True) -> NoReturn:
@@ -31,6 +34,16 @@ class Skip(Protocol):
 def cannot_run() -> Skip:
     """Ends a test that this host cannot run, with the reason and the remedy."""
     return _skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """Readers and judges keep what they found last; a test is about finding it, and so is its mutant."""
+    for name, module in tuple(sys.modules.items()):
+        if name.startswith(("swsnp.certs.", "swsnp.verify.")):
+            for each in vars(module).values():
+                if isinstance(each, REMEMBERS):
+                    each.cache_clear()
 
 
 @pytest.fixture(scope="session")

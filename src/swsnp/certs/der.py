@@ -7,8 +7,7 @@ Source: ITU-T X.690, DER.
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Final
 
@@ -28,6 +27,7 @@ __all__ = [
     "boolean",
     "explicit",
     "integer",
+    "moment",
     "oid",
     "spans",
     "time",
@@ -48,8 +48,8 @@ GENERALIZED_TIME: Final = 0x18
 SEQUENCE: Final = 0x30
 SET: Final = 0x31
 _SOURCE: Final = "X.690, DER"
-_UTC_TIME: Final = re.compile(rb"\d{12}Z")
-_GENERALIZED_TIME: Final = re.compile(rb"\d{14}Z")
+_UTC_TIME: Final = len("YYMMDDhhmmssZ")
+_GENERALIZED_TIME: Final = len("YYYYMMDDhhmmssZ")
 
 
 def explicit(number: int) -> int:
@@ -141,8 +141,8 @@ class Der:
         return LayoutError(f"{self._where()}.{field}: got {got}, wanted {wanted} ({_SOURCE})")
 
 
-def spans(data: bytes, where: str) -> list[tuple[int, int, int, int]]:
-    """Every value in `data`: its tag, where it begins, where its contents begin, and where it ends.
+def spans(data: bytes, where: str, at: int = 0, end: int | None = None) -> list[tuple[int, int, int, int]]:
+    """Every value from `at` to `end`: its tag, where it begins, where its contents begin, and where it ends.
 
     The same that a cursor would find step by step, in one pass: a certificate has sixty small values.
 
@@ -150,17 +150,17 @@ def spans(data: bytes, where: str) -> list[tuple[int, int, int, int]]:
         LayoutError: a length in a form that DER does not have, or fewer bytes than it says.
     """
     found: list[tuple[int, int, int, int]] = []
-    at, size = 0, len(data)
+    size = len(data) if end is None else end
     while at < size:
         start, body = at, at + 2
         if body > size or data[at + 1] >= 0x80:
-            cursor = Der(data[at:], where)
+            cursor = Der(data[at:size], where)
             body = at + cursor.skip(data[at], f"[{len(found)}]")
             at = size - cursor.left()
         else:
             at = body + data[at + 1]
             if at > size:
-                Der(data[start:], where).skip(data[start], f"[{len(found)}]")  # says what is wrong
+                Der(data[start:size], where).skip(data[start], f"[{len(found)}]")  # says what is wrong
         found.append((data[start], start, body, at))
     return found
 
@@ -215,17 +215,22 @@ def oid(body: bytes, where: str) -> str:
 
 
 def time(cursor: Der, field: str) -> datetime:
-    """The next value, a Time of RFC 5280: UTCTime (1950..2049) or GeneralizedTime, to the second, with Z."""
-    if cursor.peek() == GENERALIZED_TIME:
-        body, form = cursor.value(GENERALIZED_TIME, field), _GENERALIZED_TIME
-        digits = body
-    else:
-        body, form = cursor.value(UTC_TIME, field), _UTC_TIME
-        digits = (b"19" if body[:2] >= b"50" else b"20") + body
-    if form.fullmatch(body) and digits[8:10] != b"24":  # ISO 8601 has that hour, X.690 has not
+    """The next value, a Time of RFC 5280; LayoutError as `moment`."""
+    tag = GENERALIZED_TIME if cursor.peek() == GENERALIZED_TIME else UTC_TIME
+    return moment(tag, cursor.value(tag, field), field)
+
+
+def moment(tag: int, body: bytes, field: str) -> datetime:
+    """Contents of a UTCTime (1950..2049) or GeneralizedTime, to the second, with Z."""
+    short = tag != GENERALIZED_TIME
+    digits, zone = body[:-1], body[-1:]
+    if len(body) == (_UTC_TIME if short else _GENERALIZED_TIME) and digits.isdigit() and zone == b"Z":
         text = digits.decode()
+        if short:
+            text = ("19" if text >= "50" else "20") + text
         try:
-            return datetime.fromisoformat(f"{text[:8]}T{text[8:]}").replace(tzinfo=UTC)
+            if text[8:10] != "24":  # ISO 8601 has that hour, X.690 has not
+                return datetime.fromisoformat(f"{text[:8]}T{text[8:]}Z")
         except ValueError:
             pass  # digits that are no date: told below, like any other text that is no time
     raise LayoutError(f"{field}: time {body[:32]!r}, wanted [YY]YYMMDDhhmmssZ (RFC 5280)")

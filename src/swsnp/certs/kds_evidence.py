@@ -154,7 +154,7 @@ def _fits(certificate: Certificate, wanted: VcekRequest) -> bool:
         profile = leaf_profile(certificate, wanted.product)
     except LayoutError:
         return False  # no leaf, or one of another product line
-    return profile.hwid == wanted.hwid and profile.tcb_version() == wanted.tcb
+    return profile.hwid == wanted.hwid and profile.tcb_version == wanted.tcb
 
 
 def _chain_request(product: Product, kind: LeafKind, present: Sequence[Certificate]) -> ChainRequest | None:

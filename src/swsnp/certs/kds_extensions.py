@@ -5,9 +5,8 @@ Fields are found by OID, never by position or by the look of their content. Sour
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from swsnp.abi.kds import (
     EXTENSION_ROOT,
@@ -26,12 +25,15 @@ from swsnp.certs import der
 from swsnp.errors import LayoutError
 
 if TYPE_CHECKING:
-    from swsnp.certs.x509_reader import Certificate
+    from swsnp.certs.x509 import Certificate, Template
 
 __all__ = ["LEAF_OIDS", "LeafProfile", "issuing_product", "leaf_kind", "leaf_profile"]
 
 _SOURCE: Final = "AMD 57230"
 _CHIP_ID: Final = 64
+_HWID_SIZES: Final = {product: product.hwid_size for product in Product}
+_LARGEST_KEPT: Final = 4096
+"""Bytes of a certificate that is worth remembering; AMD's have less than 1,800."""
 LEAF_OIDS: Final = frozenset(
     (
         OID_STRUCT_VERSION,
@@ -50,11 +52,12 @@ _ISSUERS: Final[dict[tuple[str | None, str], Product]] = {
 _AMDS: Final = f"{EXTENSION_ROOT}."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeafProfile:
+class LeafProfile(NamedTuple):
     """The extensions of one leaf.
 
-    `hwid` is None in a VLEK, `csp_id` None in a VCEK; `unknown` lists other OIDs under AMD's root.
+    `hwid` is None in a VLEK, `csp_id` None in a VCEK; `chip_id` is the HWID as the report's CHIP_ID has it,
+    64 bytes, and `tcb_version` is `tcb` as the report's REPORTED_TCB has it; `unknown` lists other OIDs
+    under AMD's root.
     """
 
     kind: str
@@ -62,28 +65,19 @@ class LeafProfile:
     struct_version: int
     product_name: str
     tcb: TcbComponents
-    hwid: bytes | None
+    tcb_version: TcbVersion
     csp_id: str | None
-    unknown: tuple[str, ...] = ()
-    chip_id: bytes | None = field(init=False, repr=False)
-    """The HWID as the report's CHIP_ID has it: 64 bytes."""
-    _tcb_version: TcbVersion = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "chip_id", None if self.hwid is None else self.hwid.ljust(_CHIP_ID, b"\0"))
-        object.__setattr__(self, "_tcb_version", TcbVersion.encode(self.product, **self.tcb))
-
-    def tcb_version(self) -> TcbVersion:
-        """The TCB as the report's REPORTED_TCB has it."""
-        return self._tcb_version
+    unknown: tuple[str, ...]
+    hwid: bytes | None
+    chip_id: bytes | None
 
 
-def leaf_kind(certificate: Certificate) -> str | None:
+def leaf_kind(certificate: Certificate | Template) -> str | None:
     """Either "vcek" or "vlek", by the subject's common name; None for anything else."""
     return _KINDS.get(certificate.subject_cn)
 
 
-def issuing_product(certificate: Certificate) -> Product | None:
+def issuing_product(certificate: Certificate | Template) -> Product | None:
     """The product line by the issuer's common name (SEV-{P} or SEV-VLEK-{P}); None when it names none.
 
     The extension productName is no source for this: all Milan steppings say "Milan-B0".
@@ -101,27 +95,44 @@ def leaf_profile(certificate: Certificate, product: Product) -> LeafProfile:
     Raises:
         LayoutError: a rule is broken, or the certificate is no leaf; the text names the extension.
     """
-    kind = leaf_kind(certificate)
+    small = len(certificate.der) <= _LARGEST_KEPT
+    common = (_known_profile if small else _common_profile)(certificate.template, product)
+    if common.kind != "vcek":
+        return common
+    hwid = _hwid(certificate.hwid, product)
+    return LeafProfile(*common[:-2], hwid, hwid.ljust(_CHIP_ID, b"\0"))
+
+
+def _common_profile(template: Template, product: Product) -> LeafProfile:
+    """All but the HWID, the same for every chip."""
+    kind = leaf_kind(template)
     if kind is None:
         raise LayoutError(
-            f"leaf: common name {certificate.subject_cn!r}, wanted SEV-VCEK or SEV-VLEK ({_SOURCE})"
+            f"leaf: common name {template.subject_cn!r}, wanted SEV-VCEK or SEV-VLEK ({_SOURCE})"
         )
-    values = {each.oid: each.value for each in certificate.extensions}
+    values = {each.oid: each.value for each in template.extensions}
     for number, oid in SPL_RESERVED_OIDS.items():
         if oid in values and _level(values, oid, f"spl{number}"):
             raise LayoutError(f"leaf spl{number}: got {values[oid].hex()}, wanted 0 ({_SOURCE})")
+    tcb = _tcb(values, product)
+    _refuse_others(values, OID_HWID, "HWID", kind, "vcek")
+    _refuse_others(values, OID_CSP_ID, "CSP id", kind, "vlek")
     return LeafProfile(
         kind=kind,
         product=product,
         struct_version=_integer(values, OID_STRUCT_VERSION, "structVersion"),
         product_name=_ia5(values, OID_PRODUCT_NAME, "productName"),
-        tcb=_tcb(values, product),
-        hwid=_hwid(values, product) if _wanted(values, OID_HWID, "HWID", kind, "vcek") else None,
-        csp_id=_ia5(values, OID_CSP_ID, "CSP id")
-        if _wanted(values, OID_CSP_ID, "CSP id", kind, "vlek")
-        else None,
+        tcb=tcb,
+        tcb_version=TcbVersion.encode(product, **tcb),
+        csp_id=_ia5(values, OID_CSP_ID, "CSP id") if kind == "vlek" else None,
         unknown=tuple(oid for oid in values if oid.startswith(_AMDS) and oid not in LEAF_OIDS),
+        hwid=None,
+        chip_id=None,
     )
+
+
+_known_profile = lru_cache(maxsize=256)(_common_profile)
+"""The same, remembered."""
 
 
 def _need(values: dict[str, bytes], oid: str, name: str) -> bytes:
@@ -131,13 +142,8 @@ def _need(values: dict[str, bytes], oid: str, name: str) -> bytes:
 
 
 def _integer(values: dict[str, bytes], oid: str, name: str) -> int:
-    return _decoded(_need(values, oid, name), f"leaf {name}")
-
-
-@lru_cache(maxsize=1024)
-def _decoded(value: bytes, where: str) -> int:
-    """The INTEGER; most leaves have the same few."""
-    return der.integer(der.unwrap(value, der.INTEGER, where), where)
+    where = f"leaf {name}"
+    return der.integer(der.unwrap(_need(values, oid, name), der.INTEGER, where), where)
 
 
 def _level(values: dict[str, bytes], oid: str, name: str) -> int:
@@ -163,19 +169,18 @@ def _tcb(values: dict[str, bytes], product: Product) -> TcbComponents:
     return TcbComponents({name: _level(values, SPL_OIDS[name], name) for name in wanted})
 
 
-def _wanted(values: dict[str, bytes], oid: str, name: str, kind: str, owner: str) -> bool:
-    if kind == owner:
-        return True
-    if oid in values:
+def _refuse_others(values: dict[str, bytes], oid: str, name: str, kind: str, owner: str) -> None:
+    if kind != owner and oid in values:
         raise LayoutError(
             f"leaf {name}: extension {oid} in a {kind.upper()}, wanted only in a {owner.upper()}"
         )
-    return False
 
 
-def _hwid(values: dict[str, bytes], product: Product) -> bytes:
+def _hwid(value: bytes | None, product: Product) -> bytes:
     """The chip id: bytes without an inner tag, or wrapped in a second OCTET STRING. The length decides."""
-    value, size = _need(values, OID_HWID, "HWID"), product.hwid_size
+    if value is None:
+        raise LayoutError(f"leaf HWID: extension {OID_HWID} is missing ({_SOURCE})")
+    size = _HWID_SIZES[product]
     if len(value) == size:
         return value
     if len(value) == size + 2 and value[:2] == bytes((der.OCTET_STRING, size)):

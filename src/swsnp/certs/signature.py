@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from swsnp.certs.x509_reader import PssParameters
+from swsnp.certs.x509 import PssParameters
 
 if TYPE_CHECKING:
     from swsnp.certs.crl import Crl

@@ -7,10 +7,9 @@ differently (entries that overlap, one GUID twice) is refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
 from swsnp.abi.ghcb import PAGE, CertTableEntry, CertTableGuid
@@ -29,12 +28,14 @@ __all__ = [
     "npages",
     "pack",
     "parse",
+    "places",
 ]
 
 ENTRY_SIZE: Final = CertTableEntry.SIZE
 _NIL: Final = UUID(int=0)
 _TERMINATOR: Final = bytes(ENTRY_SIZE)
 _U32: Final = 1 << 32
+_LARGEST_KEPT: Final = 16 * ENTRY_SIZE
 _SOURCE: Final = "AMD 56421, certificate table"
 _KNOWN: Final = (
     CertTableGuid.VCEK,
@@ -56,8 +57,7 @@ _NAMES: Final = {
 _KNOWN_BYTES: Final = frozenset((*(guid.bytes for guid in _KNOWN), *(guid.bytes_le for guid in _KNOWN)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableEntry:
+class TableEntry(NamedTuple):
     """One entry and what it points at; `offset` counts from the table's start and is ignored by `pack`."""
 
     guid: UUID
@@ -141,61 +141,67 @@ def parse(data: bytes) -> tuple[TableEntry, ...]:
     Raises:
         LayoutError: a rule is broken; the text names the entry and the numbers.
     """
-    heads = _heads(data)
-    first = ENTRY_SIZE * (len(heads) + 1)
-    guids = [_guid(number, head, first, len(data)) for number, head in enumerate(heads)]
-    _refuse_duplicates(guids)
-    # nothing is cut out before that: thousands of entries could each claim the whole blob
-    _refuse_overlaps(heads)
     return tuple(
-        TableEntry(guid=guid, data=bytes(data[each.offset : each.offset + each.length]), offset=each.offset)
-        for guid, each in zip(guids, heads, strict=True)
+        TableEntry(guid=guid, data=bytes(data[start:end]), offset=start) for guid, start, end in places(data)
     )
 
 
-def _heads(data: bytes) -> list[CertTableEntry]:
-    heads: list[CertTableEntry] = []
+def places(data: bytes) -> tuple[tuple[UUID, int, int], ...]:
+    """GUID, start and end of the data of every entry that `parse` would return; LayoutError as `parse`."""
+    head = bytes(data[: _head_size(data)])
+    return (_known_places if len(head) <= _LARGEST_KEPT else _places)(head, len(data))
+
+
+def _head_size(data: bytes) -> int:
+    """Bytes before the terminator."""
     for at in range(0, len(data) - ENTRY_SIZE + 1, ENTRY_SIZE):
-        raw = data[at : at + ENTRY_SIZE]
-        if raw == _TERMINATOR:
-            return heads
-        heads.append(CertTableEntry.parse(raw))
+        if data[at : at + ENTRY_SIZE] == _TERMINATOR:
+            return at
     raise LayoutError(
-        f"certificate table: {len(heads)} entries in {len(data):#x} bytes and no terminator, "
+        f"certificate table: {len(data) // ENTRY_SIZE} entries in {len(data):#x} bytes and no terminator, "
         f"wanted an entry of 24 zero bytes ({_SOURCE})"
     )
 
 
+def _places(head: bytes, size: int) -> tuple[tuple[UUID, int, int], ...]:
+    """The same from what stands before the terminator: rules 2 to 4."""
+    heads = [CertTableEntry.parse_at(head, at) for at in range(0, len(head), ENTRY_SIZE)]
+    first = len(head) + ENTRY_SIZE
+    guids = [_guid(number, each, first, size) for number, each in enumerate(heads)]
+    _refuse_duplicates(guids)
+    # nothing is cut out before that: thousands of entries could each claim the whole blob
+    _refuse_overlaps(heads)
+    return tuple(
+        (guid, each.offset, each.offset + each.length) for guid, each in zip(guids, heads, strict=True)
+    )
+
+
+_known_places = lru_cache(maxsize=64)(_places)
+"""The same, remembered: the tables of a line's chips begin alike."""
+
+
 def _guid(number: int, head: CertTableEntry, first: int, size: int) -> UUID:
     """The entry's GUID, once it is known to lie inside."""
-    guid, end = _guid_of(head.guid), head.offset + head.length
+    where = f"certificate table entry {number}"
+    guid = UUID(bytes=head.guid)
     if guid == _NIL:
         raise LayoutError(
-            f"certificate table entry {number}: zero GUID with offset {head.offset:#x} and length "
-            f"{head.length:#x}, wanted zeros in a terminator ({_SOURCE})"
+            f"{where}: zero GUID with offset {head.offset:#x} and length {head.length:#x}, "
+            f"wanted zeros in a terminator ({_SOURCE})"
         )
     if head.offset < first:
         raise LayoutError(
-            f"certificate table entry {number} ({guid}): offset {head.offset:#x} is inside the table of "
-            f"{first:#x} bytes ({_SOURCE})"
+            f"{where} ({guid}): offset {head.offset:#x} is inside the table of {first:#x} bytes ({_SOURCE})"
         )
+    end = head.offset + head.length
     if end >= _U32:
         raise LayoutError(
-            f"certificate table entry {number} ({guid}): offset {head.offset:#x} + length "
-            f"{head.length:#x} overflows 32 bits ({_SOURCE})"
-        )
-    if end > size:
-        raise LayoutError(
-            f"certificate table entry {number} ({guid}): ends at {end:#x}, blob has {size:#x} bytes "
+            f"{where} ({guid}): offset {head.offset:#x} + length {head.length:#x} overflows 32 bits "
             f"({_SOURCE})"
         )
+    if end > size:
+        raise LayoutError(f"{where} ({guid}): ends at {end:#x}, blob has {size:#x} bytes ({_SOURCE})")
     return guid
-
-
-@lru_cache(maxsize=64)
-def _guid_of(raw: bytes) -> UUID:
-    """The same few stand in every table."""
-    return UUID(bytes=raw)
 
 
 def _refuse_duplicates(guids: list[UUID]) -> None:

@@ -11,18 +11,27 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final
 
 from asn1crypto import algos
 
 from swsnp.certs import der
 from swsnp.certs.der import Der
+from swsnp.certs.x509 import (
+    OID_P384,
+    BasicConstraints,
+    Certificate,
+    EcKey,
+    Extension,
+    PssParameters,
+    RsaKey,
+    SignatureAlgorithm,
+    Template,
+    split_hwid,
+)
+from swsnp.certs.x509_siblings import learn, read_sibling
 from swsnp.errors import InputError, LayoutError
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 __all__ = [
     "BasicConstraints",
@@ -32,9 +41,11 @@ __all__ = [
     "PssParameters",
     "RsaKey",
     "SignatureAlgorithm",
+    "Template",
     "common_name",
     "read",
     "read_all",
+    "read_anew",
     "read_der",
     "read_extensions",
     "read_signature_algorithm",
@@ -46,115 +57,17 @@ __all__ = [
 OID_RSASSA_PSS: Final = "1.2.840.113549.1.1.10"
 OID_RSA: Final = "1.2.840.113549.1.1.1"
 OID_EC: Final = "1.2.840.10045.2.1"
-OID_P384: Final = "1.3.132.0.34"
 OID_COMMON_NAME: Final = "2.5.4.3"
-OID_KEY_USAGE: Final = "2.5.29.15"
-OID_BASIC_CONSTRAINTS: Final = "2.5.29.19"
-# SubjectPublicKeyInfo up to the point: id-ecPublicKey, secp384r1, BIT STRING, uncompressed (RFC 5480)
-_SPKI_P384: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
-_SPKI_SIZE: Final = len(_SPKI_P384) + 96
 _PEM_MARK: Final = b"-----BEGIN"
 _PEM_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.DOTALL)
 _EXTENSION_TAGS: Final = (
     (der.OID, der.OCTET_STRING),
     (der.OID, der.BOOLEAN, der.OCTET_STRING),
 )
-_COMMON_SIZE: Final = 64
 _VERSION_3: Final = bytes.fromhex("a003020102")  # [0] INTEGER 2: DER has no other form
 _TEXT_TAGS: Final = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}
 # AttributeError: its classes for ObjectDescriptor, InstanceOf and Real have no value
 _ASN1CRYPTO_FAULTS: Final = (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError)
-
-
-class Extension(NamedTuple):
-    """One extension: `value` is what its OCTET STRING holds."""
-
-    oid: str
-    critical: bool
-    value: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PssParameters:
-    """RSASSA-PSS-params with defaults filled in; algorithms by asn1crypto's names."""
-
-    hash: str
-    mask: str
-    mask_hash: str
-    salt_length: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignatureAlgorithm:
-    """An AlgorithmIdentifier: its own bytes, and the parameters when it is RSASSA-PSS."""
-
-    der: bytes
-    oid: str
-    pss: PssParameters | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RsaKey:
-    """An RSA public key; `size` in bits."""
-
-    size: int
-    exponent: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EcKey:
-    """A public key on a named curve; x and y big-endian, 48 bytes each on P-384, empty for other curves."""
-
-    curve: str
-    x: bytes
-    y: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BasicConstraints:
-    """The extension of that name."""
-
-    ca: bool
-    path_length: int | None
-    critical: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
-    """What `read` found. `key` is None for an algorithm other than RSA and EC; names are raw DER."""
-
-    der: bytes = field(repr=False)
-    tbs: bytes = field(repr=False)
-    serial: int
-    issuer: bytes = field(repr=False)
-    subject: bytes = field(repr=False)
-    issuer_cn: str
-    subject_cn: str
-    not_before: datetime
-    not_after: datetime
-    spki: bytes = field(repr=False)
-    key: RsaKey | EcKey | None
-    inner_algorithm: SignatureAlgorithm = field(repr=False)
-    algorithm: SignatureAlgorithm = field(repr=False)
-    signature: bytes = field(repr=False)
-    extensions: tuple[Extension, ...] = field(repr=False)
-
-    def extension(self, oid: str) -> Extension | None:
-        """The extension of that OID, if there is one."""
-        for each in self.extensions:
-            if each.oid == oid:
-                return each
-        return None
-
-    def basic_constraints(self) -> BasicConstraints | None:
-        """BasicConstraints, if there are any; LayoutError when they are malformed."""
-        found = self.extension(OID_BASIC_CONSTRAINTS)
-        return None if found is None else _basic_constraints(found)
-
-    def key_usage(self) -> frozenset[int] | None:
-        """Bit numbers of KeyUsage (5 keyCertSign, 6 cRLSign); None without it, LayoutError when malformed."""
-        found = self.extension(OID_KEY_USAGE)
-        return None if found is None else _key_usage(found.value)
 
 
 def to_der(data: bytes, *, label: bytes = b"CERTIFICATE") -> tuple[bytes, ...]:
@@ -245,8 +158,7 @@ def read_extensions(cursor: Der, where: str) -> tuple[Extension, ...]:
             raise LayoutError(
                 f"{where}.extensions: got tag {tag:#04x}, wanted {der.SEQUENCE:#04x} (RFC 5280)"
             )
-        body = listed[start:end]
-        one = (_common_extension if len(body) <= _COMMON_SIZE else _extension)(body, where)
+        one = _extension(listed[start:end], where)
         if one.oid in found:
             raise LayoutError(f"{where}.extensions: {one.oid} stands twice, wanted once (RFC 5280, 4.2)")
         found[one.oid] = one
@@ -266,10 +178,6 @@ def _extension(one: bytes, where: str) -> Extension:
     return Extension(oid=der.oid(oid, where), critical=critical, value=value)
 
 
-_common_extension = lru_cache(maxsize=1024)(_extension)
-"""The same, remembered: all but the HWID of a leaf's extensions stand in many leaves."""
-
-
 def _base64(number: int, text: bytes) -> bytes:
     try:
         return base64.b64decode(b"".join(text.split()), validate=True)
@@ -279,6 +187,16 @@ def _base64(number: int, text: bytes) -> bytes:
 
 def read_der(data: bytes) -> Certificate:
     """Read one certificate in DER; LayoutError as `read`."""
+    data = bytes(data)
+    found = read_sibling(data)
+    if found is None:
+        found = read_anew(data)
+        learn(found)
+    return found
+
+
+def read_anew(data: bytes) -> Certificate:
+    """The same, whatever was read before."""
     where = "certificate"
     signed, algorithm, signature = signed_parts(data, where)
     tbs = Der(der.unwrap(signed, der.SEQUENCE, where), where)
@@ -299,22 +217,27 @@ def read_der(data: bytes) -> Certificate:
         extensions = read_extensions(tagged, where)
         tagged.end()
     tbs.end()
-    return Certificate(
-        der=bytes(data),
-        tbs=signed,
-        serial=serial,
+    common, hwid = split_hwid(extensions)
+    template = Template(
         issuer=issuer,
         subject=subject,
         issuer_cn=common_name(issuer, "issuer"),
         subject_cn=common_name(subject, "subject"),
+        inner_algorithm=inner,
+        algorithm=algorithm,
+        extensions=common,
+    )
+    return Certificate(
+        der=data,
+        template=template,
+        tbs=signed,
+        serial=serial,
         not_before=not_before,
         not_after=not_after,
         spki=spki,
         key=_public_key(spki),
-        inner_algorithm=inner,
-        algorithm=algorithm,
         signature=signature,
-        extensions=extensions,
+        hwid=hwid,
     )
 
 
@@ -353,10 +276,7 @@ def _text(pair: Der, where: str) -> str:
         raise LayoutError(f"{where}: {error.reason} in a string of type {tag:#04x} (X.690)") from None
 
 
-@lru_cache(maxsize=256)
 def _public_key(spki: bytes) -> RsaKey | EcKey | None:
-    if len(spki) == _SPKI_SIZE and spki.startswith(_SPKI_P384):
-        return EcKey(curve=OID_P384, x=spki[-96:-48], y=spki[-48:])  # what every leaf has
     where = "certificate.subjectPublicKeyInfo"
     info = Der(der.unwrap(spki, der.SEQUENCE, where), where)
     algorithm = info.inside(der.SEQUENCE, "algorithm")
@@ -400,28 +320,3 @@ def _pss_parameters(raw: bytes, where: str) -> PssParameters:
     if trailer not in ("trailer_field_bc", 1):
         raise LayoutError(f"{where}: trailerField {trailer}, wanted 1 or absent (RFC 4055)")
     return found
-
-
-@lru_cache(maxsize=64)
-def _basic_constraints(found: Extension) -> BasicConstraints:
-    where = "certificate.basicConstraints"
-    cursor = Der(der.unwrap(found.value, der.SEQUENCE, where), where)
-    ca = cursor.peek() == der.BOOLEAN and der.boolean(cursor.value(der.BOOLEAN, "cA"), where)
-    path_length = None
-    if cursor.peek() is not None:
-        path_length = der.integer(cursor.value(der.INTEGER, "pathLenConstraint"), where)
-    cursor.end()
-    return BasicConstraints(ca=ca, path_length=path_length, critical=found.critical)
-
-
-@lru_cache(maxsize=64)
-def _key_usage(value: bytes) -> frozenset[int]:
-    # AMD's intermediates encode a trailing zero bit (03 02 01 04), which DER forbids: it is let pass
-    where = "certificate.keyUsage"
-    body = der.unwrap(value, der.BIT_STRING, where)
-    if not 2 <= len(body) <= 3 or body[0] > 7:
-        raise LayoutError(
-            f"{where}: BIT STRING {body.hex() or 'empty'}, wanted 1..9 bits (RFC 5280, 4.2.1.3)"
-        )
-    count = 8 * (len(body) - 1) - body[0]
-    return frozenset(n for n in range(count) if body[1 + n // 8] & 0x80 >> n % 8)

@@ -5,17 +5,16 @@ Certificates are told apart by what is in them, never by their place in a file o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from swsnp.abi.kds import ark_name, ask_name, asvk_name
 from swsnp.abi.snp_report import Product, SigningKey
 from swsnp.certs.crl import OID_AUTHORITY_KEY_ID, OID_CRL_NUMBER
 from swsnp.certs.kds_extensions import LEAF_OIDS, LeafProfile, issuing_product, leaf_kind, leaf_profile
 from swsnp.certs.signature import AMD_PSS, pss_signed
-from swsnp.certs.x509_reader import (
+from swsnp.certs.x509 import (
     OID_BASIC_CONSTRAINTS,
     OID_KEY_USAGE,
     OID_P384,
@@ -23,8 +22,10 @@ from swsnp.certs.x509_reader import (
     EcKey,
     RsaKey,
     SignatureAlgorithm,
+    Template,
 )
 from swsnp.errors import LayoutError
+from swsnp.verify.memory import Memory
 from swsnp.verify.result import Findings, mask
 from swsnp.verify.roots import spki_sha256
 
@@ -57,6 +58,8 @@ _CHAIN: Final = mask("C2", "C3", "C4", "C5", "C6", "C7", "C9")
 _VALID: Final = mask("C8")
 _REVOCATION: Final = mask("C10")
 _LAX_LEVEL: Final = 127
+_LARGEST_KEPT: Final = 16 * 1024
+"""Bytes of three certificates that are worth remembering."""
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _STRUCT_VERSIONS: Final = (0, 1)
 _OID_SUBJECT_KEY_ID: Final = "2.5.29.14"
@@ -74,8 +77,7 @@ _UNDERSTOOD: Final = frozenset(
 _CRL_UNDERSTOOD: Final = frozenset((OID_AUTHORITY_KEY_ID, OID_CRL_NUMBER))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
+class Chain(NamedTuple):
     """Leaf, intermediate (ASK or ASVK) and root (ARK)."""
 
     leaf: Certificate
@@ -90,9 +92,16 @@ class Chain:
         """The same without the root."""
         return (self.intermediate.subject_cn, self.intermediate), (self.leaf.subject_cn, self.leaf)
 
+    def validity(self) -> tuple[datetime, datetime]:
+        """The first and the last moment at which all three are valid."""
+        leaf, intermediate, root = self.leaf, self.intermediate, self.root
+        return (
+            max(leaf.not_before, intermediate.not_before, root.not_before),
+            min(leaf.not_after, intermediate.not_after, root.not_after),
+        )
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Judged:
+
+class Judged(NamedTuple):
     """What was found of one leaf's chain, whatever the time and the report are.
 
     `since` and `until` bound the time at which all of it is valid; `crls` are those of the chain's root.
@@ -111,11 +120,16 @@ class Signatures:
     """`certs.signature.rsa_signed` with a memory of the last `size` answers; safe for threads."""
 
     def __init__(self, size: int) -> None:
-        self._signed = lru_cache(maxsize=size)(pss_signed)
+        self._known: Memory[tuple[bytes, bytes], bool] = Memory(size)
 
     def signed(self, signed: Certificate | Crl, issuer: Certificate) -> bool:
         """Whether the issuer's key made this signature."""
-        return self._signed(signed.tbs, signed.signature, issuer.spki)
+        key = (signed.der, issuer.der)
+        found = self._known.get(key)
+        if found is None:
+            found = pss_signed(signed.tbs, signed.signature, issuer.spki)
+            self._known.keep(key, found)
+        return found
 
 
 def select_chain(
@@ -133,10 +147,9 @@ def select_chain(
 def _issuer_of(
     certificate: Certificate, candidates: Sequence[Certificate], signatures: Signatures
 ) -> Certificate | None:
-    named = [
-        each for each in candidates if each.subject_cn == certificate.issuer_cn and each is not certificate
-    ]
-    if len({each.der for each in named}) > 1:
+    name = certificate.template.issuer_cn
+    named = [each for each in candidates if each.template.subject_cn == name and each is not certificate]
+    if len(named) > 1 and len({each.der for each in named}) > 1:
         return next((each for each in named if signatures.signed(certificate, each)), named[0])
     return named[0] if named else None
 
@@ -159,14 +172,14 @@ def judge(
     check_present(candidates, signing_key, leaf, chain, findings)
     profile = check_chain(chain, product, findings, roots=roots, signatures=signatures)
     mine = check_revocation(chain, crls, findings, policy=policy, signatures=signatures)
-    links = () if chain is None else chain.named()
+    since, until = (_NEVER, _NEVER) if chain is None else chain.validity()
     return Judged(
         chain=chain,
         profile=profile,
         noted=tuple(findings.noted),
         made=findings.made,
-        since=max((each.not_before for _, each in links), default=_NEVER),
-        until=min((each.not_after for _, each in links), default=_NEVER),
+        since=since,
+        until=until,
         crls=mine,
     )
 
@@ -220,14 +233,16 @@ def check_chain(
         for check in ("C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9"):
             findings.skip(check, "no complete chain")
         return None
-    _check_names(chain, product, findings)
+    leaf, intermediate, root = chain.leaf, chain.intermediate, chain.root
+    small = len(leaf.der) + len(intermediate.der) + len(root.der) <= _LARGEST_KEPT
+    shared = (_known_shared if small else _check_shared)(
+        leaf.template, intermediate.template, root.template, product
+    )
+    findings.take(shared, 0)
     _check_keys(chain, findings)
-    for name, each in chain.named():
-        _check_algorithm("C4", name, each.inner_algorithm, each.algorithm, findings)
     _check_root(chain, product, roots, findings)
     _check_signatures(chain, product, roots, signatures, findings)
-    _check_usage(chain, findings)
-    profile = _check_extensions(chain, findings)
+    profile = _check_profile(leaf, findings)
     findings.made |= _CHAIN
     return profile
 
@@ -247,35 +262,52 @@ def check_times(judged: Judged, at: datetime, policy: Policy, findings: Findings
         _check_crl_time(crl, at, policy, findings)
 
 
-def _check_names(chain: Chain, product: Product | None, findings: Findings) -> None:
-    links = (
-        (chain.leaf, chain.intermediate),
-        (chain.intermediate, chain.root),
-        (chain.root, chain.root),
-    )
-    for below, above in links:
+def _check_shared(
+    leaf: Template, intermediate: Template, root: Template, product: Product | None
+) -> tuple[Finding, ...]:
+    """C2, C4, C7, and C9 but for the profile: nothing in them is the chip's own, see docs/adr/0013."""
+    findings = Findings()
+    _check_names(leaf, intermediate, root, product, findings)
+    for each in (root, intermediate, leaf):
+        _check_algorithm("C4", each.subject_cn, each.inner_algorithm, each.algorithm, findings)
+    _check_usage(leaf, intermediate, root, findings)
+    for each in (root, intermediate, leaf):
+        for extension in each.extensions:
+            if extension.critical and extension.oid not in _UNDERSTOOD:
+                name = f"extension of {each.subject_cn}"
+                findings.fail("C9", name, f"{extension.oid}, critical", "a known one")
+    return tuple(findings.noted)
+
+
+_known_shared = lru_cache(maxsize=256)(_check_shared)
+"""The same, remembered: the chips of a line share their templates."""
+
+
+def _check_names(
+    leaf: Template, intermediate: Template, root: Template, product: Product | None, findings: Findings
+) -> None:
+    for below, above in ((leaf, intermediate), (intermediate, root), (root, root)):
         if below.issuer != above.subject:
             name = f"issuer of {below.subject_cn}"
             findings.fail("C2", name, below.issuer.hex(), above.subject.hex())
-    named = issuing_product(chain.leaf)
+    named = issuing_product(leaf)
     if named is None:
-        findings.fail("C2", "issuer of the leaf", chain.leaf.issuer_cn, "SEV-{P}, for a VLEK SEV-VLEK-{P}")
+        findings.fail("C2", "issuer of the leaf", leaf.issuer_cn, "SEV-{P}, for a VLEK SEV-VLEK-{P}")
         return
-    issuer = ask_name(named) if leaf_kind(chain.leaf) == "vcek" else asvk_name(named)
-    findings.holds("C2", chain.intermediate.subject_cn == issuer, "CA", chain.intermediate.subject_cn, issuer)
-    findings.holds(
-        "C2", chain.root.subject_cn == ark_name(named), "root", chain.root.subject_cn, ark_name(named)
-    )
+    issuer = ask_name(named) if leaf_kind(leaf) == "vcek" else asvk_name(named)
+    findings.holds("C2", intermediate.subject_cn == issuer, "CA", intermediate.subject_cn, issuer)
+    findings.holds("C2", root.subject_cn == ark_name(named), "root", root.subject_cn, ark_name(named))
     told = "unknown" if product is None else product.value
     findings.holds("C2", named is product, "product of the chain", named.value, f"{told}, as the report's")
 
 
 def _check_keys(chain: Chain, findings: Findings) -> None:
-    for name, each in chain.named()[:2]:
-        findings.holds("C3", each.key == _RSA, f"key of {name}", each.key, _RSA)
+    for each in (chain.root, chain.intermediate):
+        if each.key != _RSA:
+            findings.fail("C3", f"key of {each.subject_cn}", each.key, _RSA)
     key = chain.leaf.key
-    plain = isinstance(key, EcKey) and key.curve == OID_P384 and bool(key.x)
-    findings.holds("C3", plain, f"key of {chain.leaf.subject_cn}", key, "an uncompressed point of P-384")
+    if not (isinstance(key, EcKey) and key.curve == OID_P384 and key.x):
+        findings.fail("C3", f"key of {chain.leaf.subject_cn}", key, "an uncompressed point of P-384")
 
 
 def _check_algorithm(
@@ -299,24 +331,26 @@ def _check_signatures(
     chain: Chain, product: Product | None, roots: Roots | None, signatures: Signatures, findings: Findings
 ) -> None:
     links = ((chain.root, chain.root), (chain.intermediate, chain.root), (chain.leaf, chain.intermediate))
+    listed = roots if roots is not None and roots.known else None
     for signed, issuer in links:
-        known = roots is not None and roots.vouches(signed, chain.root, product)
+        known = listed is not None and listed.vouches(signed, chain.root, product)
         good = known or signatures.signed(signed, issuer)
         if not good:
             wanted = f"one by {issuer.subject_cn}"
             findings.fail("C6", f"signature of {signed.subject_cn}", "another's", wanted)
 
 
-def _check_usage(chain: Chain, findings: Findings) -> None:
+def _check_usage(leaf: Template, intermediate: Template, root: Template, findings: Findings) -> None:
     try:
-        for below, (name, each) in ((1, chain.named()[0]), (0, chain.named()[1])):
+        for below, each in ((1, root), (0, intermediate)):
+            name = each.subject_cn
             basic, usage = each.basic_constraints(), each.key_usage()
             deep = basic is None or basic.path_length is None or basic.path_length >= below
             if basic is None or not (basic.ca and basic.critical and deep):
                 findings.fail("C7", f"BasicConstraints of {name}", basic, "critical, CA")
             if usage is None or _CERT_SIGN not in usage:
                 findings.fail("C7", f"KeyUsage of {name}", sorted(usage or ()), "keyCertSign (5)")
-        basic, usage = chain.leaf.basic_constraints(), chain.leaf.key_usage()
+        basic, usage = leaf.basic_constraints(), leaf.key_usage()
         if basic is not None and basic.ca:
             findings.fail("C7", "BasicConstraints of the leaf", basic, "no CA")
         if usage is not None and _CERT_SIGN in usage:
@@ -336,17 +370,13 @@ def _check_validity(chain: Chain, at: datetime, policy: Policy, findings: Findin
             findings.fail("C8", f"validity of {name}", f"{at:%Y-%m-%d %H:%M:%S}", span)
 
 
-def _check_extensions(chain: Chain, findings: Findings) -> LeafProfile | None:
-    for name, each in chain.named():
-        for extension in each.extensions:
-            if extension.critical and extension.oid not in _UNDERSTOOD:
-                findings.fail("C9", f"extension of {name}", f"{extension.oid}, critical", "a known one")
-    product = issuing_product(chain.leaf)
+def _check_profile(leaf: Certificate, findings: Findings) -> LeafProfile | None:
+    product = issuing_product(leaf)
     if product is None:
         findings.fail("C9", "extensions of the leaf", "no product", "an issuer that names one")
         return None
     try:
-        profile = leaf_profile(chain.leaf, product)
+        profile = leaf_profile(leaf, product)
     except LayoutError as error:
         findings.fail("C9", "extensions of the leaf", error, f"the profile of {product.value}")
         return None
@@ -385,7 +415,7 @@ def check_revocation(
     Returns:
         The CRLs of this root, whose time `check_times` looks at.
     """
-    mine = () if chain is None else tuple(each for each in crls if each.issuer == chain.root.subject)
+    mine = () if chain is None or not crls else _of_root(chain.root, crls)
     if chain is None or not mine:
         if policy.require_crl or policy.maximum_crl_age_s is not None:
             findings.fail("C10", "CRL", f"{len(crls)} of other issuers", "one by the chain's root")
@@ -394,6 +424,10 @@ def check_revocation(
         _check_crl(crl, chain, signatures, findings)
     findings.made |= _REVOCATION
     return mine
+
+
+def _of_root(root: Certificate, crls: Sequence[Crl]) -> tuple[Crl, ...]:
+    return tuple(each for each in crls if each.issuer == root.subject)
 
 
 def _check_crl(crl: Crl, chain: Chain, signatures: Signatures, findings: Findings) -> None:

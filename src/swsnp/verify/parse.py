@@ -11,8 +11,11 @@ from swsnp.abi.snp_message import MsgReportRspHeader
 from swsnp.abi.snp_report import (
     REPORT_SIZE,
     AttestationReport,
+    GuestPolicy,
+    PlatformInfo,
     Product,
     SignatureAlgo,
+    SignerInfo,
     SigningKey,
     product_of_cpu,
 )
@@ -43,6 +46,10 @@ _BY_CPU: Final = mask("P9")
 _ALWAYS_RESERVED: Final = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0))
 _BEFORE_3: Final = ((0x188, 0x18B),)
 _BEFORE_5: Final = ((0x1F8, 0x208),)
+_RESERVED_ONE: Final = GuestPolicy.reserved_one.mask
+_POLICY_UNNAMED: Final = ~GuestPolicy.named()
+_PLATFORM_UNNAMED: Final = ~PlatformInfo.named()
+_SIGNER_UNNAMED: Final = ~SignerInfo.named()
 _SIGNING_KEYS: Final = (SigningKey.VCEK, SigningKey.VLEK)
 _FMS: Final = "CPUID_FAM_ID, CPUID_MOD_ID"
 _LAX_MODELS: Final = ((0x19, 0x01), (0x19, 0x11), (0x1A, 0x02))
@@ -110,9 +117,9 @@ def check_form(data: bytes, report: AttestationReport, findings: Findings) -> No
         findings.fail("P2", "VERSION", report.version, "2 to 5", offset=0)
     _check_reserved(data, report, findings)
     policy = report.policy
-    if not policy.reserved_one:
+    if not policy & _RESERVED_ONE:
         findings.fail("P4", "POLICY bit 17", 0, 1, offset=0x08)
-    if policy.unnamed():
+    if policy & _POLICY_UNNAMED:
         findings.fail("P4", "POLICY bits 63:26", f"{policy.unnamed():#x}", 0, offset=0x08)
     if report.signature_algo != SignatureAlgo.ECDSA_P384_SHA384:
         findings.fail("P5", "SIGNATURE_ALGO", report.signature_algo, 1, offset=0x34)
@@ -132,11 +139,11 @@ _RESERVED_IN_5: Final = _zeros(*_ALWAYS_RESERVED)
 
 
 def _check_reserved(data: bytes, report: AttestationReport, findings: Findings) -> None:
-    unknown = report.platform_info.unnamed()
+    unknown = report.platform_info & _PLATFORM_UNNAMED
     if unknown:
         text = f"PLATFORM_INFO has bits that are not known here: {unknown:#x}"
         findings.warn("P3", text, field="PLATFORM_INFO", got=f"{unknown:#x}")
-    broken = report.signer_info.unnamed()
+    broken = report.signer_info & _SIGNER_UNNAMED
     if broken:
         findings.fail("P3", "dword 48h, bits 31:5", f"{broken:#x}", 0, offset=0x48)
     later = _RESERVED_IN_5 if report.version >= 5 else _RESERVED_IN_3

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from swsnp.abi.snp_report import GuestPolicy
 from swsnp.verify.relations import shown
 from swsnp.verify.result import mask
 
@@ -149,9 +150,10 @@ def _not_checked(policy: Policy) -> dict[tuple[bool, bool], tuple[str, ...]]:
 
 def _waivable(check: str, name: str, waived: bool) -> Check:
     field = f"POLICY.{name.upper()}"
+    bit = GuestPolicy.ranges()[name].mask
 
     def apply(report: AttestationReport, product: Product | None, findings: Findings) -> None:
-        if getattr(report.policy, name):
+        if report.policy & bit:
             if waived:
                 findings.warn(check, f"{field} is set and was allowed", field=field)
             else:

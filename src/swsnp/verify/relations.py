@@ -8,7 +8,14 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Final
 
-from swsnp.abi.snp_report import Product, SigningKey, TcbVersion
+from swsnp.abi.snp_report import (
+    GuestPolicy,
+    PlatformInfo,
+    Product,
+    SignerInfo,
+    SigningKey,
+    TcbVersion,
+)
 from swsnp.verify.result import mask
 
 if TYPE_CHECKING:
@@ -24,6 +31,12 @@ _HIGHEST_VMPL: Final = 3
 _NO_MIGRATION_AGENT: Final = b"\xff" * 32
 _NO_CHIP: Final = bytes(64)
 _NO_DIGEST: Final = bytes(48)
+_MASK_CHIP_KEY: Final = SignerInfo.mask_chip_key.mask
+_AUTHOR_KEY_EN: Final = SignerInfo.author_key_en.mask
+_SMT_EN: Final = PlatformInfo.smt_en.mask
+_SMT: Final = GuestPolicy.smt.mask
+_RAPL_DIS: Final = GuestPolicy.rapl_dis.mask
+_HIDING: Final = GuestPolicy.ciphertext_hiding_dram.mask
 _LEAF: Final = mask("R2", "R3")
 _TCB: Final = mask("R4", "R5")
 _VERSIONS: Final = mask("R6")
@@ -54,7 +67,7 @@ def check_leaf_relations(
         findings.skip("R2", "the leaf's extensions could not be read")
         findings.skip("R3", "the leaf's extensions could not be read")
         return
-    wanted = leaf.tcb_version()
+    wanted = leaf.tcb_version
     if report.reported_tcb != wanted:
         findings.fail("R2", "REPORTED_TCB", shown(report.reported_tcb), shown(wanted), offset=0x180)
     chip_id = report.chip_id
@@ -140,21 +153,21 @@ def check_policy_relations(report: AttestationReport, policy: Policy, findings: 
     R11. REPORT_ID_MA is all ones unless POLICY.MIGRATE_MA is set.
     """
     signer, allowed, platform = report.signer_info, report.policy, report.platform_info
-    if signer.mask_chip_key and signer.signing_key == SigningKey.VCEK:
+    if signer & _MASK_CHIP_KEY and signer.signing_key == SigningKey.VCEK:
         findings.fail("R7", "MASK_CHIP_KEY", 1, "0 in a report signed by a VCEK", offset=0x48, lax=True)
     if report.vmpl == _HOST_VMPL and policy.accept_host_report:
         findings.warn("R8", "the host asked for this report, not the guest", field="VMPL")
     elif report.vmpl > _HIGHEST_VMPL:
         findings.fail("R8", "VMPL", f"{report.vmpl:#x}", "0 to 3", offset=0x30, lax=True)
     has_digest = report.author_key_digest != _NO_DIGEST
-    if bool(signer.author_key_en) != has_digest:
+    if bool(signer & _AUTHOR_KEY_EN) != has_digest:
         got = f"{signer.author_key_en} with {'a' if has_digest else 'no'} digest"
         findings.fail("R9", "AUTHOR_KEY_EN", got, "1 with a digest or 0 without", offset=0x48, lax=True)
-    if platform.smt_en and not allowed.smt:
+    if platform & _SMT_EN and not allowed & _SMT:
         findings.fail("R10", "PLATFORM_INFO.SMT_EN", 1, "0 as POLICY.SMT", offset=0x40, lax=True)
-    if allowed.rapl_dis and not platform.rapl_dis:
+    if allowed & _RAPL_DIS and not platform.rapl_dis:
         findings.fail("R10", "PLATFORM_INFO.RAPL_DIS", 0, "1 as in POLICY", offset=0x40, lax=True)
-    if allowed.ciphertext_hiding_dram and not platform.ciphertext_hiding_dram_en:
+    if allowed & _HIDING and not platform.ciphertext_hiding_dram_en:
         findings.fail(
             "R10", "PLATFORM_INFO.CIPHERTEXT_HIDING_DRAM", 0, "1 as in POLICY", offset=0x40, lax=True
         )

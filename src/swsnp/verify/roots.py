@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.kds import ark_name
@@ -43,7 +44,12 @@ AMD_CA_SHA256: Final = {
 
 def spki_sha256(certificate: Certificate) -> str:
     """SHA-256 of the certificate's SubjectPublicKeyInfo, in hexadecimal."""
-    return hashlib.sha256(certificate.spki).hexdigest()
+    return _sha256(certificate.spki)
+
+
+@lru_cache(maxsize=64)
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

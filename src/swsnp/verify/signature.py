@@ -30,17 +30,21 @@ def check_signature_form(report: AttestationReport, findings: Findings) -> None:
         many encodings. (R, S) and (R, n-S) both verify: signature bytes are never an identifier.
     P8. The bytes after S are zero.
     """
-    for name, number, offset in (("R", report.signature_r, 0x2A0), ("S", report.signature_s, 0x2E8)):
-        if number[_NUMBER:] != _HIGH:
-            got = number[_NUMBER:].hex()
-            findings.fail("P7", f"{name}, bytes 48..71", got, 0, offset=offset + _NUMBER, lax=True)
-        value = int.from_bytes(number[:_NUMBER], "little")
-        if not 0 < value < P384_ORDER:
-            findings.fail("P7", name, f"{value:#x}", "1 to n-1", offset=offset)
+    _check_number("R", report.signature_r, 0x2A0, findings)
+    _check_number("S", report.signature_s, 0x2E8, findings)
     tail = report.reserved_330
     if tail != _TAIL:
         findings.fail("P8", "bytes 330h..49Fh", tail.hex().rstrip("0"), 0, offset=0x330)
     findings.made |= _FORM
+
+
+def _check_number(name: str, number: bytes, offset: int, findings: Findings) -> None:
+    if number[_NUMBER:] != _HIGH:
+        got = number[_NUMBER:].hex()
+        findings.fail("P7", f"{name}, bytes 48..71", got, 0, offset=offset + _NUMBER, lax=True)
+    value = int.from_bytes(number[:_NUMBER], "little")
+    if not 0 < value < P384_ORDER:
+        findings.fail("P7", name, f"{value:#x}", "1 to n-1", offset=offset)
 
 
 def signed_by(data: bytes, key: ecdsa.VerifyingKey | None) -> bool:

@@ -33,6 +33,7 @@ _ON_EVIDENCE: Final = frozenset(("P1", "C0"))
 _READ: Final = mask("C0")
 _ONE: Final = (bytes, bytearray, memoryview, str)
 _DEFAULT_POLICY: Final = Policy()
+_DEFAULT: Final = compile_policy(_DEFAULT_POLICY)
 
 
 class Verifier:
@@ -70,9 +71,9 @@ class Verifier:
             raise UsageError(f"like: got {like!r}, wanted 'go-sev-guest' or None")
         self._roots, self._policy, self._product = roots, policy, product
         self._lax = like is not None
-        self._reader = Reader(cache_size, engine, () if roots is None else roots.certificates)
+        self._reader = Reader(cache_size, engine)
         self._signatures = Signatures(cache_size)
-        self._compiled = compile_policy(policy)
+        self._compiled = _DEFAULT if policy is _DEFAULT_POLICY else compile_policy(policy)
 
     def verify(
         self,
@@ -141,10 +142,11 @@ class Verifier:
         policy = self._policy
         check_form(data, report, findings)
         check_signature_form(report, findings)
-        leaf, signed = _select_leaf(data, report, evidence)
+        signing_key: int = report.signer_info.signing_key
+        leaf, signed = _select_leaf(data, evidence.leaves.get(signing_key, ()))
         certificate = None if leaf is None else leaf.certificate
         product = check_product(report, self._product, certificate, findings)
-        judged = self._judged(evidence, leaf, report.signer_info.signing_key, product)
+        judged = self._judged(evidence, leaf, signing_key, product)
         findings.take(judged.noted, judged.made)
         check_times(judged, at, policy, findings)
         check_report_signature(signed, certificate, findings)
@@ -180,9 +182,9 @@ class Verifier:
         """The policy's and the call's."""
         data, measurements = self._compiled.report_data, self._compiled.measurements
         if report_data is not None:
-            data = (*data, _sized("report_data", report_data, 64))
+            data += (_sized("report_data", report_data, 64),)
         if measurement is not None:
-            measurements = (*measurements, frozenset((_sized("measurement", measurement, 48),)))
+            measurements += (frozenset((_sized("measurement", measurement, 48),)),)
         return data, measurements
 
 
@@ -248,9 +250,8 @@ def verify_strict(
     ).require()
 
 
-def _select_leaf(data: bytes, report: AttestationReport, evidence: Evidence) -> tuple[Leaf | None, bool]:
-    """The leaf of the kind that SIGNING_KEY names; of several, the one whose key signed the report."""
-    leaves = evidence.leaves.get(report.signer_info.signing_key, ())
+def _select_leaf(data: bytes, leaves: tuple[Leaf, ...]) -> tuple[Leaf | None, bool]:
+    """Of several leaves, the one whose key signed the report."""
     for leaf in leaves:
         if signed_by(data, leaf.key):
             return leaf, True
@@ -264,7 +265,7 @@ def _missing(data: tuple[bytes, ...], measurements: tuple[frozenset[bytes], ...]
 def _several(name: str, values: Iterable[bytes]) -> tuple[bytes, ...]:
     if isinstance(values, _ONE):
         raise UsageError(f"{name}: got one {type(values).__name__}, wanted a sequence of them")
-    return tuple(map(bytes, values))
+    return tuple(map(bytes, values)) if values else ()
 
 
 def _sized(name: str, value: bytes, size: int) -> bytes:

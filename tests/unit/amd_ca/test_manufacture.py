@@ -147,9 +147,9 @@ def test_a_genuine_leaf_made_again_is_equal_but_for_keys(
     x, y = genuine.spki[-96:-48], genuine.spki[-48:]
     h = hierarchy_of(product)
     if kind == "vcek":
-        ours = read(h.vcek(x, y, profile.hwid or b"", profile.tcb_version()))
+        ours = read(h.vcek(x, y, profile.hwid or b"", profile.tcb_version))
     else:
-        ours = read(h.vlek(x, y, profile.csp_id or "", profile.tcb_version()))
+        ours = read(h.vlek(x, y, profile.csp_id or "", profile.tcb_version))
     assert ours.extensions == genuine.extensions
     assert ours.spki == genuine.spki
     assert len(ours.tbs) == len(genuine.tbs)

@@ -11,7 +11,6 @@ import pytest
 
 from swsnp.abi.snp_report import Product, TcbVersion
 from swsnp.amd_ca.manufacture import Hierarchy
-from swsnp.certs import der, kds_extensions, signature, x509_reader
 from swsnp.crypto import ecdsa
 from swsnp.crypto.derive import SeededEntropy
 from swsnp.testing import FakeClock
@@ -98,13 +97,3 @@ def milan(authority_of: Callable[[Product], Authority]) -> Authority:
 def turin(authority_of: Callable[[Product], Authority]) -> Authority:
     """A Turin chip."""
     return authority_of(Product.TURIN)
-
-
-@pytest.fixture(autouse=True)
-def nothing_remembered() -> None:
-    """Readers keep what they decoded last; a test is about decoding, and so is its mutant."""
-    for module in (der, kds_extensions, signature, x509_reader):
-        for each in vars(module).values():
-            clear = getattr(each, "cache_clear", None)
-            if clear is not None:
-                clear()

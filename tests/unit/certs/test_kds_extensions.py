@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,8 @@ import pytest
 
 from swsnp.abi.snp_report import Product
 from swsnp.certs.kds_extensions import issuing_product, leaf_kind, leaf_profile
-from swsnp.certs.x509_reader import Certificate, Extension, SignatureAlgorithm, read_all
+from swsnp.certs.x509 import Certificate, Extension, SignatureAlgorithm, Template, split_hwid
+from swsnp.certs.x509_reader import read_all
 from swsnp.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -36,22 +36,27 @@ def leaf(values: dict[str, str], cn: str = "SEV-VCEK", issuer: str = "SEV-Milan"
         Extension(oid=f"{AMD}.{oid}", critical=False, value=bytes.fromhex(value))
         for oid, value in values.items()
     )
-    return Certificate(
-        der=b"",
-        tbs=b"",
-        serial=0,
+    common, hwid = split_hwid(extensions)
+    template = Template(
         issuer=b"",
         subject=b"",
         issuer_cn=issuer,
         subject_cn=cn,
+        inner_algorithm=NO_ALGORITHM,
+        algorithm=NO_ALGORITHM,
+        extensions=common,
+    )
+    return Certificate(
+        der=b"",
+        template=template,
+        tbs=b"",
+        serial=0,
         not_before=ANY_TIME,
         not_after=ANY_TIME,
         spki=b"",
         key=None,
-        inner_algorithm=NO_ALGORITHM,
-        algorithm=NO_ALGORITHM,
         signature=b"",
-        extensions=extensions,
+        hwid=hwid,
     )
 
 
@@ -60,7 +65,7 @@ def test_milan_vcek() -> None:
     got = leaf_profile(leaf(MILAN), Product.MILAN)
     assert got.tcb == {"boot_loader": 4, "tee": 0, "snp": 0x18, "microcode": 0xDB}
     assert (got.struct_version, got.product_name, got.csp_id) == (0, "Milan-B0", None)
-    assert got.tcb_version().to_bytes(8, "little").hex() == "04000000000018db"
+    assert got.tcb_version.to_bytes(8, "little").hex() == "04000000000018db"
     assert got.hwid == bytes((2,)) * 64
 
 
@@ -68,7 +73,7 @@ def test_turin_vcek() -> None:
     """Turin: FMC first, an 8-byte HWID, here one that begins like an OCTET STRING. The OID decides."""
     got = leaf_profile(leaf(TURIN, issuer="SEV-Turin"), Product.TURIN)
     assert got.tcb == {"fmc": 1, "boot_loader": 2, "tee": 3, "snp": 4, "microcode": 0x51}
-    assert got.tcb_version().to_bytes(8, "little").hex() == "0102030400000051"
+    assert got.tcb_version.to_bytes(8, "little").hex() == "0102030400000051"
     assert got.hwid == bytes.fromhex("0406060606060606")
 
 
@@ -123,11 +128,10 @@ def test_broken_vceks_are_refused(changes: dict[str, str | None], text: str) -> 
 
 def test_broken_vleks_are_refused() -> None:
     """A VLEK has a CSP id and no HWID."""
-    vlek = leaf(VLEK, "SEV-VLEK", "SEV-VLEK-Milan")
     with pytest.raises(LayoutError, match="HWID: .* in a VLEK"):
         leaf_profile(leaf({**VLEK, "4": "00" * 64}, "SEV-VLEK"), Product.MILAN)
     with pytest.raises(LayoutError, match="CSP id: extension .* is missing"):
-        leaf_profile(replace(vlek, extensions=vlek.extensions[:-1]), Product.MILAN)
+        leaf_profile(leaf({k: v for k, v in VLEK.items() if k != "5"}, "SEV-VLEK"), Product.MILAN)
     with pytest.raises(LayoutError, match="common name 'SEV-Milan'"):
         leaf_profile(leaf(MILAN, "SEV-Milan"), Product.MILAN)
 

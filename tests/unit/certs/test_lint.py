@@ -23,7 +23,8 @@ from swsnp.certs.crl import read_crl
 from swsnp.certs.lint import RULES, Expected, LintResult, Severity, lint_table
 from swsnp.certs.signature import rsa_signed
 from swsnp.certs.table import TableEntry, pack
-from swsnp.certs.x509_reader import OID_P384, read, to_pem
+from swsnp.certs.x509 import OID_P384
+from swsnp.certs.x509_reader import read, to_pem
 from swsnp.crypto import ecdsa
 from swsnp.errors import InputError, UsageError
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swsnp.abi.ghcb import CertTableGuid
+from swsnp.certs import table
 from swsnp.certs.table import TableEntry, canonical_guid, npages, pack, parse
 from swsnp.errors import LayoutError
 
@@ -143,3 +144,21 @@ def test_public_names() -> None:
         assert not isinstance(found, ModuleType)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = swsnp.certs.nothing
+
+
+def test_large_heads_are_not_kept() -> None:
+    """Where the entries lie is remembered for tables that a platform may have; a host may send others."""
+    for count, kept in ((16, 1), (17, 0)):
+        table._known_places.cache_clear()
+        entries = tuple(TableEntry(UUID(int=number + 1), b"data") for number in range(count))
+        for _ in range(2):
+            assert [each.data for each in parse(pack(entries))] == [b"data"] * count
+        assert table._known_places.cache_info().currsize == kept
+
+
+def test_a_head_is_judged_with_its_size() -> None:
+    """What was found of a head says nothing of a blob of another size that begins alike."""
+    whole = pack((TableEntry(OTHER, b"data"),))
+    assert parse(whole)[0].data == b"data"
+    with pytest.raises(LayoutError, match="ends at 0x34, blob has 0x33 bytes"):
+        parse(whole[:-1])

@@ -39,7 +39,7 @@ def test_genuine_leaves(vectors: Path, name: str, product: Product) -> None:
     """Every genuine VCEK is the answer to its own request, and to no other chip's or TCB's."""
     leaf = to_der((vectors / name).read_bytes())[0]
     profile = leaf_profile(read(leaf), product)
-    tcb, hwid = profile.tcb_version(), profile.hwid or b""
+    tcb, hwid = profile.tcb_version, profile.hwid or b""
     answer = judge(VcekRequest(product=product, hwid=hwid, tcb=tcb), leaf)
     assert (answer.der, answer.ends) == ((leaf,), read(leaf).not_after)
     with pytest.raises(InputError, match="answer, HWID"):
@@ -51,7 +51,7 @@ def test_genuine_leaves(vectors: Path, name: str, product: Product) -> None:
 def test_a_genuine_vlek(vectors: Path) -> None:
     """The same for a provider's."""
     leaf = (vectors / "milan-v3-vlek" / "vlek.der").read_bytes()
-    tcb = leaf_profile(read(leaf), Product.MILAN).tcb_version()
+    tcb = leaf_profile(read(leaf), Product.MILAN).tcb_version
     assert judge(VlekRequest(product=Product.MILAN, tcb=tcb), leaf).body == leaf
     with pytest.raises(InputError, match="answer, subject: got vlek, wanted vcek"):
         judge(VcekRequest(product=Product.MILAN, hwid=bytes(64), tcb=tcb), leaf)

@@ -268,6 +268,6 @@ def test_genuine_reports_ask_for_their_certificate(
     named = issuing_product(leaf)
     assert named is not None
     profile = leaf_profile(leaf, named)
-    wanted = VcekRequest(product=named, hwid=profile.hwid or b"", tcb=profile.tcb_version())
+    wanted = VcekRequest(product=named, hwid=profile.hwid or b"", tcb=profile.tcb_version)
     assert vcek_of_report(report, product) == wanted
     assert parse_url(url_of(wanted)) == (KDS, wanted)

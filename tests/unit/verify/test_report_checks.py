@@ -371,3 +371,14 @@ def test_envelopes(milan: Bench) -> None:
         report_from_hcl(payload)
     with pytest.raises(LayoutError, match="HCL envelope: 0 bytes"):
         report_from_hcl(b"HCLA")
+
+
+def test_go_sev_guest_wants_what_is_committed(milan: Bench) -> None:
+    """R4, R6. go-sev-guest by default: COMMITTED is CURRENT, TCB and version; here only when asked for."""
+    for changes, check_id in (
+        ({"current_tcb": TcbVersion(milan.tcb + 1)}, "R4"),
+        ({"current_build": 6}, "R6"),
+    ):
+        report = milan.report(**changes)
+        assert failed(check(milan, report)) == []
+        assert failed(check(milan, report, like="go-sev-guest")) == [check_id]

@@ -10,7 +10,8 @@ from swsnp.certs.crl import Crl, read_crl
 from swsnp.certs.kds_extensions import leaf_profile
 from swsnp.certs.role import name_text, printable, role_of
 from swsnp.certs.table import TableEntry, entry_name, is_mixed_endian, npages, parse
-from swsnp.certs.x509_reader import OID_P384, Certificate, EcKey, RsaKey, read
+from swsnp.certs.x509 import OID_P384, Certificate, EcKey, RsaKey
+from swsnp.certs.x509_reader import read
 from swsnp.errors import InputError, LayoutError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _leaf(certificate: Certificate, product: Product) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "struct_version": profile.struct_version,
         "product_name": profile.product_name,
-        "tcb": {"raw": profile.tcb_version().to_bytes(8, "little").hex(), **profile.tcb},
+        "tcb": {"raw": profile.tcb_version.to_bytes(8, "little").hex(), **profile.tcb},
     }
     if profile.hwid is not None:
         shown["hwid"] = profile.hwid.hex()

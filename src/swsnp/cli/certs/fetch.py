@@ -140,7 +140,7 @@ def _of_vlek(options: argparse.Namespace, product: Product | None) -> _Wanted:
     if product not in (None, found):
         raise UsageError(f"--product: got {options.product}, {options.vlek} is of {found.value}")
     if options.report is not None:
-        tcb = leaf_profile(leaf, found).tcb_version()
+        tcb = leaf_profile(leaf, found).tcb_version
         reported = _report(options.report, SigningKey.VLEK).reported_tcb
         if tcb != reported:
             raise InputError(f"{options.vlek}: its TCB is {tcb:#018x}, wanted the report's {reported:#018x}")
