@@ -23,7 +23,7 @@ from swsnp import Machine
 from swsnp.abi.snp_report import SIGNED_SIZE, AttestationReport
 from swsnp.cli.verify.batch_results import SCHEMA, ResultFile
 from swsnp.cli.verify.batch_rows import ParquetSource
-from swsnp.cli.verify.batch_work import Judge, judged, workers
+from swsnp.cli.verify.batch_work import Judge, chunk_size, judged, workers
 from swsnp.cli.verify.evidence import Evidence
 from swsnp.crypto.ecdsa import VerifyingKey
 from swsnp.verify import Policy, Roots
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["batch_rows"]
 
-_ROWS: Final = 2048
-_CHUNK: Final = 128
+_ROWS: Final = 8192
 _TURNS: Final = 5
 _DIFFERENT: Final = 64
 """Reports that are signed; the file repeats them."""
@@ -120,9 +119,10 @@ def _row(
 
         def run() -> None:
             out = path.with_name(f"{engine}-{len(batch)}.jsonl")
+            size = chunk_size(_ROWS, count)
             with ResultFile(out) as results:
                 results.begin({"schema": SCHEMA})
-                for lines, verdicts in judged(submit, source.chunks(_CHUNK, results.done), count):
+                for lines, verdicts in judged(submit, source.chunks(size, results.done), count):
                     results.append(lines, verdicts)
                 if results.tally != {"accepted": _ROWS}:
                     raise RuntimeError(f"not all were accepted: {results.tally}")

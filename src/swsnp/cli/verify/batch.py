@@ -8,13 +8,13 @@ import sys
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from swsnp.cli import BAD_VERDICT, GOOD
 from swsnp.cli.progress import progress
 from swsnp.cli.verify.batch_results import SCHEMA, ResultFile, Tally
 from swsnp.cli.verify.batch_rows import open_source
-from swsnp.cli.verify.batch_work import Judge, judged, workers
+from swsnp.cli.verify.batch_work import Judge, chunk_size, judged, workers
 from swsnp.cli.verify.evidence import gather_common
 from swsnp.errors import InputError
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from swsnp.cli.verify.evidence import Evidence
 
 __all__ = ["run_batch"]
-
-_LARGEST_CHUNK: Final = 256
-_CHUNKS_PER_WORKER: Final = 8
 
 
 class Sink(Protocol):
@@ -112,8 +109,7 @@ def _judge_all(
         measurement=options.measurement,
     )
     count = options.jobs or len(os.sched_getaffinity(0))
-    left = len(source) - len(done)
-    size = min(_LARGEST_CHUNK, max(1, left // (count * _CHUNKS_PER_WORKER)))
+    size = chunk_size(len(source) - len(done), count)
     with workers(judge, count) as submit, progress("verify", len(source), len(done)) as advance:
         for lines, verdicts in judged(submit, source.chunks(size, done), count):
             sink.append(lines, verdicts)

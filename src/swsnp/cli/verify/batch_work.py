@@ -38,12 +38,15 @@ if TYPE_CHECKING:
     from swsnp.crypto.ecdsa import Engine
     from swsnp.verify import Verification
 
-__all__ = ["Judge", "Judged", "UNREADABLE", "judged", "workers"]
+__all__ = ["Judge", "Judged", "UNREADABLE", "chunk_size", "judged", "workers"]
 
 Judged: TypeAlias = tuple[list[str], list[str]]
 """The result lines of a chunk, and their verdicts."""
 UNREADABLE: Final = "unreadable"
 """The verdict on a row that holds no report, or something else that cannot be read."""
+_LARGEST_CHUNK: Final = 512
+"""Handing a chunk over costs about as much as one verification."""
+_CHUNKS_PER_WORKER: Final = 8
 _AHEAD: Final = 3
 """Chunks per worker that are read before the oldest has been written: bounds memory."""
 _KEPT: Final = 4096
@@ -100,7 +103,8 @@ class Judge:
             raise InputError("report: got nothing")
         common = self.evidence
         certificates, table, crls = common.certificates, common.table, common.crls
-        for name, given in (("certs", row.certs), ("vcek", row.vcek)):
+        own = row.certs is not None or row.vcek is not None
+        for name, given in (("certs", row.certs), ("vcek", row.vcek)) if own else ():
             if given is not None:
                 more, own_table, more_crls = _certificates(_bytes(name, given), name)
                 certificates, crls = more + certificates, more_crls + crls
@@ -219,6 +223,11 @@ def workers(judge: Judge, count: int) -> Iterator[Callable[[Sequence[Item]], Fut
         yield lambda items: pool.submit(chunk, items)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def chunk_size(rows: int, count: int) -> int:
+    """Rows that one of so many workers gets at a time."""
+    return min(_LARGEST_CHUNK, max(1, rows // (count * _CHUNKS_PER_WORKER)))
 
 
 def judged(
