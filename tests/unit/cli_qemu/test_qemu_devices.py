@@ -25,6 +25,7 @@ def drive(name: str, *, read_only: bool = False, format_given: bool = True) -> D
     [
         ("", ()),
         ("-drive file=a.img,format=raw,if=virtio", (DiskDevice(drive("a.img")),)),
+        (f"-drive file=a,format=raw,if=virtio,serial={'s' * 20}", (DiskDevice(drive("a"), "s" * 20),)),
         (
             "-drive file=a,,b,if=virtio,readonly=on,serial=s1",
             (DiskDevice(drive("a,b", read_only=True, format_given=False), "s1"),),

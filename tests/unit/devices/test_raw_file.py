@@ -156,3 +156,14 @@ def test_we_see_the_locks_of_qemu(qemu: str, image: Path) -> None:
             RawFile(image, read_only=True)
         vm.communicate(QMP_QUIT, timeout=60)
     RawFile(image).close()
+
+
+def test_file_system_without_locks(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a writer cannot be kept out nothing is started."""
+
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("swsnp.vmm.devices.raw_file.fcntl.fcntl", refuse)
+    with pytest.raises(InputError, match=r"disk\.img: cannot be used: Invalid argument"):
+        RawFile(image)

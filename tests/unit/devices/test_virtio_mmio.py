@@ -172,6 +172,13 @@ def test_queue_sizes(size: int) -> None:
     assert rig.broken
 
 
+def test_largest_queue() -> None:
+    """As many descriptors as QueueSizeMax says."""
+    rig = Rig(size=QUEUE_SIZE)
+    rig.driver.start()
+    assert rig.driver.request([b"x"] * (QUEUE_SIZE - 1), [QUEUE_SIZE]) == (127, b"x" * 127 + b"\0")
+
+
 @pytest.mark.parametrize(
     ("descriptors", "available", "used"),
     [(8, 0x1000, 0x2000), (0, 0x1001, 0x2000), (0, 0x1000, 0x2002)],
@@ -342,6 +349,19 @@ def test_largest_chain() -> None:
 def test_longest_chain(rig: Rig) -> None:
     """As many descriptors as the queue has."""
     assert rig.driver.request([b"abcdefg"[n : n + 1] for n in range(7)], [9]) == (7, b"gfedcba\0\0")
+
+
+@pytest.mark.parametrize("index", [8, 9])
+def test_descriptors_behind_the_table(rig: Rig, index: int) -> None:
+    """2.7.5: what lies behind the table may look like a descriptor, and is none."""
+    rig.driver.describe(index, descriptor())
+    rig.driver.offer(index)
+    assert rig.broken
+    rig.driver.start()
+    rig.driver.describe(0, descriptor(flags=NEXT, following=index))
+    rig.driver.offer(0)
+    assert rig.broken
+    assert rig.echo.served == []
 
 
 @pytest.mark.parametrize("count", [9, 0x8000, 0xFFFF])

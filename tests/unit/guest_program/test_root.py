@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from tests.unit.guest_program.test_init import kernel, says
 
 from swsnp.cli.qemu_options import parse_qemu_options
 from swsnp.cli.vm_program import program_of
-from swsnp.errors import UsageError
+from swsnp.errors import InputError, UsageError
 from swsnp.measure.kernel_image import parse_kernel
 from swsnp.testing.tiny_kernel import tiny_kernel
 from swsnp.vmm.guest_init import NOT_EXECUTED, RootPlan
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 
     from tests.conftest import Skip
 
+    from swsnp.measure.kernel_image import KernelImage
     from swsnp.vmm.initramfs import GuestProgram
 
 __all__ = ["kernel"]
 
+TINY = parse_kernel(tiny_kernel(), "k")
 WHERE = "/.swsnp/root"
 PROGRAMS = ("/sbin/init", "/etc/init", "/bin/init", "/bin/sh")
 MODULES = {
@@ -115,10 +118,10 @@ def test_archive(package: Callable[..., Path]) -> None:
 # The command line of `swsnp vm`
 
 
-def made_of(words: str, **ours: Any) -> GuestProgram | None:
+def made_of(words: str, kernel: KernelImage | None = None, **ours: Any) -> GuestProgram | None:
     options = parse_qemu_options(["-kernel", "k", *words.split("|")])
     arguments = {"exec": None, "exec_dir": None, "modules": None, "module": None, **ours}
-    return program_of(argparse.Namespace(**arguments), options, parse_kernel(tiny_kernel(), "k"))
+    return program_of(argparse.Namespace(**arguments), options, kernel or TINY)
 
 
 def names(made: GuestProgram | None) -> list[str]:
@@ -180,6 +183,15 @@ def test_modules_without_snp(package: Callable[..., Path]) -> None:
     assert names(made) == [
         f"{each}.ko" for each in ["crc32c_generic", "virtio", "virtio_mmio", "virtio_blk", "jbd2", "ext4"]
     ]
+
+
+def test_modules_that_do_not_fit(package: Callable[..., Path]) -> None:
+    """Modules are named in a directory, and are the kernel's own."""
+    with pytest.raises(UsageError, match="--module: wanted --modules DIR with it, where the module is"):
+        made_of("-m|512M", exec=["x"], module=["ext4"])
+    released = dataclasses.replace(TINY, release="6.1.0")
+    with pytest.raises(InputError, match=f"is for kernel {RELEASE}, the kernel is 6.1.0"):
+        made_of(f"{DISK}|{ROOT}", kernel=released, modules=package(MODULES))
 
 
 def test_options_without_use(tmp_path: Path) -> None:
