@@ -1,7 +1,8 @@
 // The first program of a root file system on a disk: writes what it finds into the disk's files, and powers off.
 //
 // Static; the image holds nothing else. Each boot adds a line to /boots, with what from= on the kernel's command line
-// says, which the kernel makes a variable of; and writes a report to /report where there is a sev-guest device.
+// says, which the kernel makes a variable of; and 32 bytes of the entropy device to /chance. It writes a report to
+// /report where there is a sev-guest device.
 
 #include <fcntl.h>
 #include <linux/sev-guest.h>
@@ -25,6 +26,18 @@ static int append(const char *path, const void *data, size_t size, int flags)
     if (file >= 0)
         close(file);
     return bad;
+}
+
+static void chance(void)
+{
+    char data[32];
+    int device = open("/dev/hwrng", O_RDONLY);
+    if (device < 0 || read(device, data, sizeof data) != sizeof data)
+        say("disk: no chance\n");
+    else if (append("/chance", data, sizeof data, O_APPEND))
+        say("disk: chance cannot be written\n");
+    if (device >= 0)
+        close(device);
 }
 
 static void report(void)
@@ -58,6 +71,7 @@ int main(void)
     say("disk: root mounted\n");
     if (append("/boots", line, strlen(line), O_APPEND))
         say("disk: cannot be written\n");
+    chance();
     report();
     sync();
     mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL);

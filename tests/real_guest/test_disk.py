@@ -1,4 +1,4 @@
-"""Debian's kernels as SNP guests with a disk: they go on in its root file system, and what they write stays.
+"""Debian's kernels as SNP guests with devices: they go on in a disk's root, and what they write stays.
 
 The disk is an ext4 image that holds one program. Both kernels boot from it, one after the other.
 """
@@ -52,7 +52,8 @@ def name_of(kernel: str) -> str:
 def options_of(kernel: str) -> list[str]:
     """Those that `swsnp vm` and `swsnp measure kernel` have in common."""
     image = str(Guest(kernel, "linux-7.2").image)
-    return ["-kernel", image, "-m", MEMORY, "-drive", "file=$JOB/root.img,format=raw,if=virtio"]
+    devices = ["-device", "virtio-rng-device", "-drive", "file=$JOB/root.img,format=raw,if=virtio"]
+    return ["-kernel", image, "-m", MEMORY, *devices]
 
 
 def command_of(kernel: str) -> list[str]:
@@ -99,6 +100,13 @@ def test_guest_powers_off(disk: Answers, kernel: str) -> None:
 def test_what_is_written_stays(disk: Answers, cannot_run: Skip) -> None:
     """Each boot has added its line behind those before."""
     assert file_of(disk, "/boots", cannot_run).decode().splitlines() == [f"from={each}" for each in KERNELS]
+
+
+def test_chance(disk: Answers, cannot_run: Skip) -> None:
+    """The entropy device gives each guest other bytes."""
+    data = file_of(disk, "/chance", cannot_run)
+    assert len(data) == 32 * len(KERNELS)
+    assert len({data[at : at + 32] for at in range(0, len(data), 32)}) == len(KERNELS)
 
 
 def test_file_system_is_sound(disk: Answers, cannot_run: Skip) -> None:
