@@ -172,6 +172,18 @@ def test_unpack_does_not_overwrite(folder: Path, capsys: pytest.CaptureFixture[s
     assert "cannot be made: File exists" in capsys.readouterr().err
 
 
+def test_unpack_of_a_broken_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 3 with the file, what is wrong, and which command says more; nothing is written."""
+    assert pack(folder) == 0
+    blob = folder / "blob"
+    blob.write_bytes(blob.read_bytes()[:1000])
+    assert run(folder, "unpack", "blob", "--out-dir", str(folder / "out")) == 3
+    told = capsys.readouterr().err
+    assert str(blob) in told
+    assert "`swsnp certs check` says all that is wrong" in told
+    assert not (folder / "out").exists()
+
+
 def test_a_manifest_stands_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside other files it would not describe the result; a changed file is told with its name."""
     assert pack(folder) == 0

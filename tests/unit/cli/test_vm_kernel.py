@@ -200,11 +200,24 @@ def test_measure_explains(kernel: str, capsys: pytest.CaptureFixture[str]) -> No
     assert len(lines[-1]) == 96
 
 
+WANTED = "measure kernel: wanted -kernel, and no -bios"
+FIRMWARE = (
+    *("--cbitpos", "51", "-cpu", "EPYC-Milan", "-machine", "q35,confidential-guest-support=s"),
+    *("-object", "sev-snp-guest,id=s,cbitpos=51,reduced-phys-bits=1,kernel-hashes="),
+)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
         (["--cbitpos", "51", "-bios", "b", "-kernel", "k"], 2, ""),
+        ([*FIRMWARE[:-1], f"{FIRMWARE[-1]}on", "-bios", "b", "-kernel", "k"], 2, WANTED),
+        ([*FIRMWARE[:-1], f"{FIRMWARE[-1]}off"], 2, WANTED),
         (["--cbitpos", "5", "-kernel", "KERNEL"], 2, "--cbitpos: got 5, wanted 32..51"),
+        (["--cbitpos", "31", "-kernel", "KERNEL"], 2, "--cbitpos: got 31, wanted 32..51"),
+        (["--cbitpos", "52", "-kernel", "KERNEL"], 2, "--cbitpos: got 52, wanted 32..51"),
+        (["--cbitpos", "32", "-kernel", "/nowhere/k"], 3, "/nowhere/k: cannot be read"),
+        (["--cbitpos", "51", "-kernel", "k", "-cpu", "EPYC-Milan-vx"], 2, "whose CPUID signature is known"),
         (["--cbitpos", "51", "-kernel", "/nowhere/k"], 3, "/nowhere/k: cannot be read"),
         (["--cbitpos", "51", "-kernel", "KERNEL", "-initrd", "/nowhere/i"], 3, "/nowhere/i: cannot be read"),
         (["--cbitpos", "51"], 2, ""),

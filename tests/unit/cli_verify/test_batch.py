@@ -20,8 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swsnp.cli.inputs import LARGEST
 from swsnp.cli.verify.batch_results import SCHEMA, ResultFile
-from swsnp.cli.verify.batch_rows import DirectorySource, ParquetSource, Row, open_source
+from swsnp.cli.verify.batch_rows import DirectorySource, ParquetSource, Row, open_source, read_row
 from swsnp.errors import HostError, InputError, SwsnpError, UsageError
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ def test_results_of_other_settings_are_left_alone(files: Files, content: dict[st
         ("no newline", 2, "is no result file"),
         (f'{{"schema": "{SCHEMA}"}}\nbroken\n{{"row": 1, "verdict": "accepted"}}\n', 3, "line 2 is broken"),
         (f'{{"schema": "{SCHEMA}"}}\n{{"row": 1}}\n', 3, "line 2 is no result"),
+        (f'{{"schema": "{SCHEMA}"}}\n{{"row": [1], "verdict": "x"}}\n', 3, "line 2 is no result"),
         (f'{{"schema": "{SCHEMA}"}}\n' + '{"row": 1, "verdict": "x"}\n' * 2, 3, "row 1 stands twice"),
         (f'{{"schema": "{SCHEMA}", "at": "soon"}}\n', 3, "wanted a time"),
     ],
@@ -363,6 +365,7 @@ def test_without_pyarrow(files: Files, content: dict[str, bytes], monkeypatch: p
         (Row(b"R", certs=b"x"), "certs: got 1 bytes"),
         (Row(b"R", vcek=b"R"), "vcek: got attestation report, wanted certificates"),
         (Row(b"R", report_data=b"abc"), "report_data: got text that is not hexadecimal"),
+        (Row(b"R", report_data="00"), "report_data: got 1 bytes, wanted 64"),
         (Row(b"R", measurement="00" * 47), "measurement: got 47 bytes, wanted 48"),
     ],
 )
@@ -420,8 +423,28 @@ def test_unreadable_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match="Permission denied"):
+    with pytest.raises(InputError, match=f"{tmp_path}: cannot be read: Permission denied"):
         open_source(str(tmp_path))
+
+
+def test_files_that_cannot_be_rows(tmp_path: Path) -> None:
+    """A row is read as far as files may be large, and what cannot be read is named."""
+    (tmp_path / "most").write_bytes(bytes(LARGEST))
+    (tmp_path / "more").write_bytes(bytes(LARGEST + 1))
+    (tmp_path / "folder").mkdir()
+    most, more, folder, gone = (str(tmp_path / each) for each in ("most", "more", "folder", "gone"))
+    assert read_row(most).report == bytes(LARGEST)
+    assert read_row(more).error == f"{more}: got more than {LARGEST} bytes"
+    assert read_row(folder).error == f"{folder}: cannot be read: Is a directory"
+    assert read_row(gone).error == f"{gone}: is gone"
+
+
+def test_a_worker_that_has_not_begun() -> None:
+    """A chunk is judged with the settings of its run, or not at all."""
+    from swsnp.cli.verify import batch_work
+
+    with pytest.raises(RuntimeError, match="has not begun"):
+        batch_work._chunk_in_process([])
 
 
 def test_parquet_identity(files: Files, content: dict[str, bytes]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +16,9 @@ from swsnp.amd_ca.kds_server import KdsServer
 from swsnp.cli import main
 from swsnp.cli.common import utc_now
 from swsnp.cli.verify import run
+from swsnp.cli.verify.evidence import Evidence, _with_list
 from swsnp.machine import Machine
+from swsnp.verify import Policy, Roots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +32,7 @@ def test_accepted(files: Files) -> None:
     assert (code, err) == (0, "")
     first, *rest = out.splitlines()
     assert first.startswith("ACCEPTED: ")
+    assert first.endswith("and report data, measurement and policy are as wanted")
     assert "missing:" not in rest
     assert "why:" not in rest
 
@@ -41,6 +46,7 @@ def test_authentic_is_not_accepted(files: Files) -> None:
     code, out, _ = files.verify(files("report.bin"), *files.certified, "--report-data", files.data)
     assert code == 1
     assert out.startswith("AUTHENTIC: ")
+    assert out.splitlines()[0].endswith("nothing was given to compare measurement with")
     assert "  measurement: give --measurement or a policy, or ask for less by --authentic-only" in out
     assert "report_data: give" not in out
 
@@ -309,6 +315,24 @@ def test_kds_is_not_asked_for_what_is_there(files: Files, service: KdsServer) ->
     asked = len(service.double.asked)
     code, *_ = files.verify(files("report.bin"), *files.certified, *files.wanted, "--kds", service.url)
     assert (code, len(service.double.asked)) == (0, asked)
+
+
+def test_no_list_where_it_is_known_already(files: Files, content: dict[str, bytes]) -> None:
+    """A revocation list is asked for only where none was given, and a leaf says whose it would be."""
+
+    class Nobody:
+        def crl(self, product: object, kind: str) -> bytes:
+            raise AssertionError(product, kind)
+
+    wanted = Evidence(roots=Roots.amd(), policy=Policy(require_crl=True))
+    vcek = content["vcek.der"]
+    for evidence in (
+        wanted,
+        replace(wanted, certificates=(content["root.der"],)),
+        replace(wanted, certificates=(vcek.replace(b"SEV-Milan", b"SEV-Malin"),)),
+        replace(wanted, certificates=(vcek,), crls=(b"list",)),
+    ):
+        assert _with_list(evidence, Nobody(), Namespace(kds="")) == evidence  # type: ignore[arg-type]
 
 
 def test_kds_that_is_not_there(files: Files) -> None:
