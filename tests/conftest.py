@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,10 @@ from swsnp.machine import Machine
 
 ROOT = Path(__file__).resolve().parent.parent
 REMEMBERS = type(lru_cache(int))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell's job in the background ignores Ctrl-C, and so would every program that a test starts and ends
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _skip(reason: str, remedy: str, *, avoidable: bool = True) -> NoReturn:

@@ -26,10 +26,14 @@ SOURCES: Final = [
     for part in (
         *("firmware", "hypervisor", "guest", "vmm", "cpu", "hardware"),
         *("abi/ovmf.py", "measure", "verify", "certs"),
+        *("cli/verify", "cli/certs", "cli/common.py", "cli/inputs.py", "cli/id_block.py"),
+        *("cli/measure.py", "cli/measure_explain.py", "cli/measure_kernel.py"),
+        *("cli/qemu_options.py", "cli/qemu_values.py"),
+        *("cli/vm.py", "cli/vm_firmware.py", "cli/vm_program.py", "cli/vm_terminal.py"),
     )
 ]
 NO_JUDGES: Final = (
-    *("amd_ca", "cli", "cli_qemu", "crypto", "front", "fuzz"),
+    *("amd_ca", "crypto", "front", "fuzz"),
     *("machine", "testing"),
 )
 """Unit tests of other packages; and those that start programs, where no mutant is on."""

@@ -11,6 +11,7 @@ import pytest
 from swsnp.abi.snp_report import Product
 from swsnp.cli.qemu_options import parse_qemu_options
 from swsnp.cli.qemu_values import comma_list, size
+from swsnp.cli.vm_firmware import plan_of
 from swsnp.errors import UsageError
 from swsnp.vmm.certs import BlobFile
 
@@ -162,6 +163,7 @@ GOOD = "cbitpos=51,reduced-phys-bits=1"
         (line(more="-object memory-backend-ram,id=s"), "-object memory-backend-ram,id=s: this id is taken"),
         (line("cbitpos=47,reduced-phys-bits=1"), "property 'cbitpos': got 47, wanted the host's 51"),
         (line("reduced-phys-bits=1"), "property 'cbitpos': got 0, wanted the host's 51"),
+        (["xm", "2G"], "unknown option 'xm'"),
         (line("cbitpos=51"), "property 'reduced-phys-bits' is missing, wanted 1..63"),
         (
             line("cbitpos=51,reduced-phys-bits=64"),
@@ -201,6 +203,23 @@ def test_refusals(argv: list[str], text: str) -> None:
     """QEMU refuses, or this machine does not model it: the error names what it is and what is known."""
     with pytest.raises(UsageError, match=re.escape(text)):
         parse_qemu_options(argv)
+
+
+def test_the_last_number_that_is_taken() -> None:
+    """QEMU: the ends of a property's range belong to it."""
+    for text in ("1", "63"):
+        (found,) = [parse_qemu_options(line(f"cbitpos=51,reduced-phys-bits={text}")).snp]
+        assert found.reduced_phys_bits == int(text)
+
+
+def test_plan_of_a_firmware_launch(tmp_path: Path) -> None:
+    """Without -bios nothing is measured beforehand; with it the model's CPUID signature has to be known."""
+    assert plan_of(parse_qemu_options(line())) is None
+    image = tmp_path / "OVMF.fd"
+    image.write_bytes(b"")
+    words = ["-cpu", "EPYC-Milan-vx", *line(more=f"-bios {image}")[2:]]
+    with pytest.raises(UsageError, match="'EPYC-Milan-vx', wanted one whose CPUID signature is known"):
+        plan_of(parse_qemu_options(words))
 
 
 @pytest.mark.parametrize(

@@ -418,12 +418,16 @@ def test_directory_rows(names: list[str]) -> None:
 
 def test_unreadable_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory below that cannot be listed is not passed over in silence."""
+    below, scandir = tmp_path / "below", os.scandir
+    below.mkdir()
 
     def refuse(path: str) -> Any:
-        raise PermissionError(13, "Permission denied", path)
+        if path == str(below):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match=f"{tmp_path}: cannot be read: Permission denied"):
+    with pytest.raises(InputError, match=f"{below}: cannot be read: Permission denied"):
         open_source(str(tmp_path))
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,6 +75,52 @@ def test_pipe_is_bytes() -> None:
         os.close(writing)
     os.close(reading)
     assert got == b"\x01x"
+
+
+def readers() -> int:
+    """How many threads read for a `Terminal`."""
+    return sum(each.name.endswith("(_read)") for each in threading.enumerate())
+
+
+def test_a_pipes_end_ends_its_reader() -> None:
+    """read(2): an end stays ready for ever, so who went on reading would take a whole processor."""
+    reading, writing = os.pipe()
+    with Terminal(lambda data: None, lambda: None, reading):
+        assert readers() == 1
+        os.close(writing)
+        end = time.monotonic() + 10
+        while readers() and time.monotonic() < end:
+            time.sleep(0.001)
+        assert readers() == 0
+    os.close(reading)
+
+
+def test_the_blocks_end_ends_its_reader() -> None:
+    """A guest may end while nobody types: the block does not wait for a key."""
+    reading, writing = os.pipe()
+    ended = threading.Event()
+
+    def block() -> None:
+        with Terminal(lambda data: None, lambda: None, reading):
+            pass
+        ended.set()
+
+    threading.Thread(target=block, daemon=True).start()
+    good = ended.wait(10)
+    os.close(writing)
+    assert ended.wait(10)
+    os.close(reading)
+    assert good
+
+
+def test_terminal_in_front(terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """tcgetpgrp(3): a job that has the terminal reads it."""
+    master, slave = terminal
+    monkeypatch.setattr(os, "tcgetpgrp", lambda fd: os.getpgrp())
+    arrived = threading.Event()
+    with Terminal(lambda data: arrived.set(), lambda: None, slave):
+        os.write(master, b"a")
+        assert arrived.wait(10)
 
 
 def test_terminal_of_another_job(terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import stat
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,10 @@ from hypothesis import strategies as st
 from tests.unit.guest_program.conftest import RELEASE
 from tests.unit.guest_program.test_cpio import unpack
 
+from swsnp.cli.vm_program import program_of
 from swsnp.errors import InputError, SwsnpError, UsageError
+from swsnp.measure.kernel_image import parse_kernel
+from swsnp.testing.tiny_kernel import tiny_kernel
 from swsnp.vmm.guest_init import INIT_FAILED, InitPlan, build_init
 from swsnp.vmm.initramfs import exit_status, prepare_program
 from swsnp.vmm.kernel_modules import find_modules
@@ -137,3 +142,39 @@ def test_hostile_programs(tmp_path_factory: pytest.TempPathFactory, tail: bytes)
 def test_exit_status() -> None:
     """A guest that ended without a status has failed, whatever its kernel thinks."""
     assert (exit_status(0), exit_status(137), exit_status(None)) == (0, 137, INIT_FAILED)
+
+
+# The command line's part
+
+
+def options(**given: object) -> argparse.Namespace:
+    return argparse.Namespace(**(dict.fromkeys(("exec", "exec_dir", "modules", "module")) | given))
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"exec_dir": "d"}, "--exec-dir: wanted --exec PROGRAM with it"),
+        ({"modules": "d"}, "--modules: wanted --exec PROGRAM with it"),
+        ({"module": ["m"]}, "--module: wanted --exec PROGRAM with it"),
+        ({"exec": "p", "module": ["m"]}, "--module: wanted --modules DIR with it"),
+    ],
+)
+def test_options_that_go_together(given: dict[str, object], text: str) -> None:
+    """What only a program in the guest would use is refused without one."""
+    kernel = parse_kernel(tiny_kernel(), "k")
+    assert program_of(options(), kernel) is None
+    with pytest.raises(UsageError, match=text):
+        program_of(options(**given), kernel)
+
+
+@pytest.mark.parametrize("release", [RELEASE, "", "6.1.0"])
+def test_modules_of_another_kernel(client: Path, package: Callable[..., Path], release: str) -> None:
+    """init_module(2): the kernel takes modules of its own release; a file that does not tell is believed."""
+    kernel = replace(parse_kernel(tiny_kernel(), "k"), release=release)
+    given = options(exec=[str(client)], modules=package({"tsm": ""}), module=["tsm"])
+    if release in (RELEASE, ""):
+        assert program_of(given, kernel) is not None
+    else:
+        with pytest.raises(InputError, match=f"module tsm is for kernel {RELEASE}, the kernel is 6.1.0"):
+            program_of(given, kernel)

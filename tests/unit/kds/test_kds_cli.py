@@ -160,6 +160,15 @@ def test_fetch_of_a_vlek(command: Command, today: Machine, report: AttestationRe
     assert (command.folder / "d" / "asvk.der").read_bytes() == today.hierarchy.asvk
 
 
+def test_fetch_of_a_strangers_vlek(command: Command, today: Machine) -> None:
+    """A VLEK's issuer says whose chain it is: one that says nothing known has none to be fetched."""
+    file = command.folder / "vlek.der"
+    file.write_bytes(today.vlek("CN=cc.example").certificate.replace(b"SEV-VLEK-Milan", b"SEV-VLEK-Malin"))
+    code, _, err = command.fetch("--vlek", str(file), "--urls")
+    assert code == 3
+    assert "'SEV-VLEK-Malin', wanted SEV-VLEK by SEV-VLEK-PRODUCT" in err
+
+
 def test_fetch_prints_urls_and_asks_nobody(command: Command, live: KdsServer, report_file: str) -> None:
     """For whoever has a network where this machine has none."""
     code, out, _ = command.fetch("--report", report_file, "--urls", "--crl")

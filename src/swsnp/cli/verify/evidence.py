@@ -89,11 +89,10 @@ def _read(option: str, name: str) -> _File:
     data = read(name, wanted=wanted)
     content = classify(data, name)
     try:
-        good = holds(content)
+        if not holds(content):
+            raise InputError(f"got {_what(content)}, wanted {wanted} (--{option})")
     except (InputError, LayoutError) as error:
         raise InputError(f"{name}: {error}") from None
-    if not good:
-        raise InputError(f"{name}: got {_what(content)}, wanted {wanted} (--{option})")
     return _File(content, _told(option, name, content.form, data))
 
 
