@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.guest_program.conftest import RELEASE
 from tests.unit.guest_program.test_cpio import unpack
 
+from swsnp.cli.qemu_options import parse_qemu_options
 from swsnp.cli.vm_program import program_of
 from swsnp.errors import InputError, SwsnpError, UsageError
 from swsnp.measure.kernel_image import parse_kernel
@@ -162,19 +163,20 @@ def options(**given: object) -> argparse.Namespace:
 )
 def test_options_that_go_together(given: dict[str, object], text: str) -> None:
     """What only a program in the guest would use is refused without one."""
-    kernel = parse_kernel(tiny_kernel(), "k")
-    assert program_of(options(), kernel) is None
+    kernel, qemu = parse_kernel(tiny_kernel(), "k"), parse_qemu_options(["-kernel", "k"])
+    assert program_of(options(), qemu, kernel) is None
     with pytest.raises(UsageError, match=text):
-        program_of(options(**given), kernel)
+        program_of(options(**given), qemu, kernel)
 
 
 @pytest.mark.parametrize("release", [RELEASE, "", "6.1.0"])
 def test_modules_of_another_kernel(client: Path, package: Callable[..., Path], release: str) -> None:
     """init_module(2): the kernel takes modules of its own release; a file that does not tell is believed."""
     kernel = replace(parse_kernel(tiny_kernel(), "k"), release=release)
+    qemu = parse_qemu_options(["-kernel", "k"])
     given = options(exec=[str(client)], modules=package({"tsm": ""}), module=["tsm"])
     if release in (RELEASE, ""):
-        assert program_of(given, kernel) is not None
+        assert program_of(given, qemu, kernel) is not None
     else:
         with pytest.raises(InputError, match=f"module tsm is for kernel {RELEASE}, the kernel is 6.1.0"):
-            program_of(given, kernel)
+            program_of(given, qemu, kernel)
