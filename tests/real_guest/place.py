@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -13,10 +12,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tests.real_guest.outer_machine import OuterMachine
 
+from swsnp.cpu.plain_kvm import probe_for_linux
 from swsnp.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from swsnp.cpu.plain_kvm import Verdict
 
 __all__ = ["BUILD", "Here", "Nested", "Place", "here_or_nested"]
 
@@ -74,8 +76,8 @@ class Nested:
         return self._machine.run(job, f"{before}{script}\n", timeout_s=timeout_s)
 
 
-def here_or_nested(cpuinfo: Callable[[], str] = Path("/proc/cpuinfo").read_text) -> Place:
-    """This host where its processor virtualizes, else an outer machine; REAL_GUEST=here or nested decides.
+def here_or_nested(probe: Callable[[], Verdict] = probe_for_linux) -> Place:
+    """This host where its KVM can run Linux, else an outer machine; REAL_GUEST=here or nested decides.
 
     Raises:
         HostError: REAL_GUEST is none of here, nested and yes.
@@ -84,6 +86,5 @@ def here_or_nested(cpuinfo: Callable[[], str] = Path("/proc/cpuinfo").read_text)
     if wanted not in ("yes", "here", "nested"):
         raise HostError(f"REAL_GUEST: got {wanted!r}, wanted yes, here or nested")
     if wanted == "yes":
-        virtualizes = re.search(r"^flags\b.*\b(svm|vmx)\b", cpuinfo(), re.MULTILINE) is not None
-        wanted = "here" if virtualizes and os.access("/dev/kvm", os.R_OK | os.W_OK) else "nested"
+        wanted = "here" if probe().usable else "nested"
     return Here() if wanted == "here" else Nested(BUILD)

@@ -14,6 +14,7 @@ from tests.real_guest.outer_machine import MachineLostError, OuterMachine
 from tests.real_guest.place import ROOT, Here, Nested, here_or_nested
 from tests.real_guest.said import BINARY, Said
 
+from swsnp.cpu.plain_kvm import Verdict
 from swsnp.errors import HostError
 from swsnp.front.wrap.doctor import examine
 from swsnp.machine import Machine
@@ -131,10 +132,11 @@ def test_place_that_is_wanted(monkeypatch: pytest.MonkeyPatch, wanted: str, kind
     assert isinstance(here_or_nested(), kind)
 
 
-def test_host_that_cannot_virtualize(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without svm or vmx among the processor's flags a KVM would emulate every instruction."""
+@pytest.mark.parametrize(("usable", "kind"), [(True, Here), (False, Nested)])
+def test_place_that_the_probe_finds(monkeypatch: pytest.MonkeyPatch, usable: bool, kind: type) -> None:
+    """A KVM that emulates every instruction runs tiny guests, and not Linux."""
     monkeypatch.delenv("REAL_GUEST", raising=False)
-    assert isinstance(here_or_nested(lambda: "flags\t\t: fpu svm_lock\n"), Nested)
+    assert isinstance(here_or_nested(lambda: Verdict(usable=usable)), kind)
 
 
 def test_place_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
