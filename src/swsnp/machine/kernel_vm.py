@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
 
+from swsnp.abi.snp_launch import CpuidFunction
 from swsnp.cpu.plain_kvm.cpuid import c_bit_of, cpuid_page, leaves_of_vcpu, snp_leaves, supported_leaves
 from swsnp.cpu.plain_kvm.host import LinuxKvm
 from swsnp.cpu.plain_kvm.processor import PlainKvmProcessor
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HostProcessor", "KernelVm", "host_processor"]
 
+_MANY: Final = 255
 _MODEL: Final = "EPYC-Milan"
 """Whose signature application processors have at reset, where the configuration names none."""
 
@@ -44,6 +46,12 @@ class HostProcessor:
     host: HostKvm
     c_bit: int
     leaves: tuple[KvmCpuidEntry, ...]
+
+    def shown(self) -> tuple[CpuidFunction, ...]:
+        """The leaves as the firmware would have them from a CPU that shows all that a guest may be told."""
+        page = cpuid_page(leaves_of_vcpu(self.leaves, 0, _MANY))
+        size = CpuidFunction.SIZE
+        return tuple(CpuidFunction.parse_at(page.functions, number * size) for number in range(page.count))
 
     def cpuid(self, function: int) -> tuple[int, int, int, int]:
         """Sub-leaf 0 of a function, zeros for one that is not there: for the GHCB MSR protocol."""

@@ -124,7 +124,7 @@ class Machine:
         self.chip = Chip(
             product=product,
             secret=stream("chip")(_SECRET_SIZE),
-            settings=settings or preset(product),
+            settings=settings or _settings_of(product, processor),
             entropy=stream("firmware"),
             deterministic=seed is not None,
             engine=engine,
@@ -433,6 +433,17 @@ class Machine:
 
     def _certificate_source(self, certs: Certs | Literal["machine"]) -> CertificateSource | None:
         return self._own_source() if certs == "machine" else _source(certs)
+
+
+def _settings_of(product: Product, processor: HostProcessor | None) -> ChipSettings:
+    """The part's; where guests run on the host's CPU, that one is what a CPUID page may promise.
+
+    Parts whose table is not known take any page, as they do without a processor.
+    """
+    settings = preset(product)
+    if processor is None or product is not Product.GENOA:
+        return settings
+    return replace(settings, host_cpuid=processor.shown())
 
 
 def _source(certs: Certs) -> CertificateSource | None:

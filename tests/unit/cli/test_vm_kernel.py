@@ -101,6 +101,15 @@ def test_guest_status(kernel: str, tmp_path: Path, capsysbinary: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("any_kvm")
+@pytest.mark.parametrize("model", ["EPYC-Milan-v2", "EPYC-Genoa", "EPYC-Turin"])
+def test_cpu_model(model: str, kernel: str, tmp_path: Path) -> None:
+    """Each part takes the CPUID page of the host that guests run on; the measurement knows the model."""
+    stats = tmp_path / "stats"
+    assert vm("-kernel", kernel, "-m", "32M", "-cpu", model, "-append", "x", "--stats", str(stats)) == GOOD
+    assert json.loads(stats.read_text())["measurement"]
+
+
+@pytest.mark.usefixtures("any_kvm")
 def test_symbols(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Addresses have names where System.map is given."""
     names = tmp_path / "System.map"

@@ -68,8 +68,8 @@ def test_cpuid_page() -> None:
     leaves = (
         KvmCpuidEntry(function=0, eax=0x10),
         KvmCpuidEntry(function=7, index=0, flags=1, ebx=5),
-        KvmCpuidEntry(function=0xD, index=0, flags=1, eax=7),
-        KvmCpuidEntry(function=0xD, index=2, flags=1, eax=256),
+        KvmCpuidEntry(function=0xD, index=0, flags=1, eax=7, ebx=0x980),
+        KvmCpuidEntry(function=0xD, index=2, flags=1, eax=256, ebx=576),
         KvmCpuidEntry(function=2),
         KvmCpuidEntry(function=0x80000001, index=9, ecx=1),
     )
@@ -83,6 +83,7 @@ def test_cpuid_page() -> None:
         (0x80000001, 0, 0),
     ]
     assert (entries[1].ebx, entries[4].ecx) == (5, 1)
+    assert (entries[2].ebx, entries[3].ebx) == (0x240, 576), "x87 state and XSAVE header, as for XCR0 1"
 
 
 def test_cpuid_page_is_full() -> None:

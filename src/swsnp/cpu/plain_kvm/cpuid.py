@@ -33,6 +33,8 @@ _MAX_EXTENDED: Final = 0x80000000
 _ADDRESS_SIZES: Final = 0x80000008
 _ENCRYPTION: Final = 0x8000001F
 _TOPOLOGY: Final = frozenset({0xB, 0x1F, 0x80000026})
+_XSTATE: Final = 0xD
+_X87_STATE: Final = 0x240
 _INDEXED: Final = 1
 """KVM_CPUID_FLAG_SIGNIFCANT_INDEX."""
 _SMT_LEVEL, _CORE_LEVEL = 1 << 8, 2 << 8
@@ -144,7 +146,8 @@ def cpuid_page(leaves: Iterable[KvmCpuidEntry]) -> CpuidPage:
     """The CPUID page of a launch, from what the boot processor's CPUID tells.
 
     The page has room for 64 functions: leaves of zeros are left out, since a guest takes what is not there
-    for zeros. XCR0 and XSS are those of Fn0000_000D as KVM offers them: sub-leaves 0 and 1 are for XCR0 1.
+    for zeros. Sub-leaves 0 and 1 of Fn0000_000D are those for XCR0 1, with the size of the state that it
+    enables: x87 with the XSAVE header, as guests and firmware want it (AMD 56860, CPUID page).
 
     Raises:
         HostError: the host's KVM tells of more.
@@ -153,9 +156,9 @@ def cpuid_page(leaves: Iterable[KvmCpuidEntry]) -> CpuidPage:
         CpuidFunction(
             eax_in=leaf.function,
             ecx_in=leaf.index if leaf.flags & _INDEXED else 0,
-            xcr0_in=1 if leaf.function == 0xD and leaf.index < 2 else 0,
+            xcr0_in=1 if leaf.function == _XSTATE and leaf.index < 2 else 0,
             eax=leaf.eax,
-            ebx=leaf.ebx,
+            ebx=_X87_STATE if _is_sized(leaf) else leaf.ebx,
             ecx=leaf.ecx,
             edx=leaf.edx,
         )
@@ -171,6 +174,10 @@ def cpuid_page(leaves: Iterable[KvmCpuidEntry]) -> CpuidPage:
     return CpuidPage(
         count=len(functions), functions=packed.ljust(CPUID_COUNT_MAX * CpuidFunction.SIZE, b"\0")
     )
+
+
+def _is_sized(leaf: KvmCpuidEntry) -> bool:
+    return leaf.function == _XSTATE and leaf.index < 2 and bool(leaf.ebx)
 
 
 def pack_leaves(leaves: tuple[KvmCpuidEntry, ...]) -> bytearray:
