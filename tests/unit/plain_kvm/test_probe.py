@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from swsnp.abi.kvm import ExitIo, ExitMmio
+from swsnp.abi.kvm_registers import KvmRegs
 from swsnp.cpu.plain_kvm import probe
 from swsnp.cpu.plain_kvm.ioctls import KvmExitInternalError, KvmExitMsr
 from swsnp.cpu.plain_kvm.probe import _PrivateOnly
@@ -38,7 +39,12 @@ HLT = leave(5)
 
 def test_usable(kvm: ScriptedKvm) -> None:
     """The MSR write reaches us, VMGEXIT and HLT leave: usable, and nothing stays open."""
-    kvm.exits.extend([WRMSR, VMGEXIT, HLT])
+
+    def at_the_instruction(run: memoryview) -> None:
+        kvm.regs = KvmRegs(rip=0x800C)
+        VMGEXIT(run)
+
+    kvm.exits.extend([WRMSR, at_the_instruction, HLT])
     verdict = probe(kvm)
     assert (verdict.usable, verdict.reason, verdict.remedy) == (True, "", "")
     assert not kvm.exits

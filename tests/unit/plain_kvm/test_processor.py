@@ -14,10 +14,12 @@ from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.abi.vmsa_registers import vmsa_of
 from swsnp.cpu.plain_kvm.ioctls import (
     SYNC_GENERAL_REGS,
+    HostIoctl,
     KvmExitInternalError,
     KvmExitMsr,
     OptionalCapability,
 )
+from swsnp.cpu.plain_kvm.rewrite import Site
 from swsnp.hardware.exits import (
     GuestAccessFault,
     GuestExit,
@@ -83,6 +85,20 @@ def kvm(request: pytest.FixtureRequest) -> ScriptedKvm:
 
 
 def run(processor: PlainKvmProcessor, kvm: ScriptedKvm, *exits: Exit) -> GuestExit:
+    """Run through these exits; the guest's OUT to a port of Site is at a place that was rewritten."""
+
+    def at_a_site(exit_: Exit) -> Exit:
+        def write(run: memoryview) -> None:
+            exit_(run)
+            if (port := ExitIo.parse_at(run, 32).port) in set(Site):
+                processor._vm.rewrites.sites[kvm.regs.rip] = Site(port)
+
+        return write
+
+    return run_as_is(processor, kvm, *map(at_a_site, exits))
+
+
+def run_as_is(processor: PlainKvmProcessor, kvm: ScriptedKvm, *exits: Exit) -> GuestExit:
     kvm.exits.extend(exits)
     result = processor.run()
     assert not kvm.exits, "left before KVM was done"
@@ -222,6 +238,40 @@ def test_load(kvm: ScriptedKvm, processor: MakeProcessor) -> None:
     one.load(bytes(state))
     assert (kvm.regs.rip, kvm.regs.rsi) == (0x1234, 5)
     assert (kvm.sregs.cr0, kvm.sregs.efer, kvm.sregs.apic_base) == (0x10, 0x500, 0xFEE00900)
+
+
+@pytest.mark.parametrize("site", list(Site))
+@pytest.mark.parametrize("rewritten", [{}, {0x8010: "other"}, {0x8004: "same"}])
+def test_port_of_the_guests_own(
+    kvm: ScriptedKvm, processor: MakeProcessor, site: Site, rewritten: dict[int, str]
+) -> None:
+    """An OUT that nobody put there is the guest's, also where another instruction was rewritten."""
+    one = processor()
+    other = next(each for each in Site if each is not site)
+    one._vm.rewrites.sites.update({at: site if kind == "same" else other for at, kind in rewritten.items()})
+    kvm.regs = KvmRegs(rip=0x8010)
+    assert run_as_is(one, kvm, out(site)) == PortAccess(read=False, size=1, port=site, data=b"\0")
+
+
+@pytest.mark.parametrize("rip", [0x8010, 0x8012])
+def test_rip_at_a_site(kvm: ScriptedKvm, processor: MakeProcessor, rip: int) -> None:
+    """KVM leaves RIP at the OUT, or behind it where the instruction was emulated."""
+    one = processor()
+    one._vm.rewrites.sites[0x8010] = Site.VMGEXIT
+    kvm.regs = KvmRegs(rip=rip)
+    assert run_as_is(one, kvm, out(Site.VMGEXIT)) == Vmgexit()
+
+
+def test_kernel_address_is_looked_up_once(kvm: ScriptedKvm, processor: MakeProcessor) -> None:
+    """It means the same in every address space; one of the lower half may not."""
+    one = processor()
+    for rip, lookups in ((0xFFFF_FFFF_8100_0010, 1), (0x8010, 3)):
+        kvm.asked.clear()
+        one._vm.rewrites.sites[rip & ~PRIVATE] = Site.VMGEXIT  # as the scripted KVM translates
+        kvm.regs = KvmRegs(rip=rip)
+        for _ in range(3):
+            assert run_as_is(one, kvm, out(Site.VMGEXIT)) == Vmgexit()
+        assert len(kvm.arguments(HostIoctl.KVM_TRANSLATE)) == lookups
 
 
 def test_signal(kvm: ScriptedKvm, processor: MakeProcessor) -> None:

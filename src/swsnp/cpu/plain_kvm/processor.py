@@ -59,7 +59,8 @@ _MSR_VALUE: Final = EXIT_UNION + 16
 _OUT: Final = 1
 _PAGE_2M: Final = 1
 _KVM_RUN: Final = int(Ioctl.KVM_RUN)
-_VMGEXIT, _PVALIDATE, _RMPADJUST = (int(each) for each in Site)
+_VMGEXIT, _PVALIDATE, _RMPADJUST = _SITE_PORTS = tuple(int(each) for each in Site)
+_OUT_SIZE: Final = 2
 _LEFT_BY_VMGEXIT: Final = Vmgexit()
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
@@ -119,6 +120,7 @@ class PlainKvmProcessor:
         self._unfinished: Callable[[], None] | None = None
         self._answer: tuple[int, int] | None = None
         self._thread: int | None = None
+        self._sites: dict[int, int] = {}
         self._interrupted = False
         self._is_ap = vcpu > 0
         self._exits: Final[dict[int, Callable[[], GuestExit | None]]] = {
@@ -251,7 +253,7 @@ class PlainKvmProcessor:
 
     def _io(self) -> GuestExit | None:
         direction, size, port, count, offset = _IO.unpack_from(self._run, EXIT_UNION)
-        if direction == _OUT and size == 1:
+        if direction == _OUT and size == 1 and port in _SITE_PORTS and self._at_site(port):
             if port == _VMGEXIT:
                 self.times.call_it("vmgexit")
                 return _LEFT_BY_VMGEXIT
@@ -259,16 +261,33 @@ class PlainKvmProcessor:
                 self.times.call_it("pvalidate")
                 self._unfinished = self._pvalidate
                 return None
-            if port == _RMPADJUST:
-                self.times.call_it("rmpadjust")
-                self._unfinished = self._rmpadjust
-                return None
+            self.times.call_it("rmpadjust")
+            self._unfinished = self._rmpadjust
+            return None
         length = size * count
         if direction == _OUT:
             data = bytes(self._run[offset : offset + length])
             return PortAccess(read=False, size=size, port=port, count=count, data=data)
         self._answer = offset, length
         return PortAccess(read=True, size=size, port=port, count=count)
+
+    def _at_site(self, port: int) -> bool:
+        """Whether the guest is at an instruction that was replaced by this OUT, and not at one of its own.
+
+        KVM leaves RIP at the OUT or, where it emulates, behind it. What was found for an address in the
+        kernel's half is kept: those mean the same in every address space.
+        """
+        rip = self.rip
+        if self._sites.get(rip) == port:
+            return True
+        for linear in (rip, rip - _OUT_SIZE):
+            address = self._translate(linear)
+            if address is None or self._vm.rewrites.sites.get(self._vm.planes.split(address)[0]) != port:
+                continue
+            if rip >> 63:
+                self._sites[rip] = port
+            return True
+        return False
 
     def _mmio(self) -> GuestExit | None:
         """An access where no slot is: a device's, or one for the memory's own check, which may allow it."""
