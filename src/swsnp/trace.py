@@ -5,7 +5,8 @@ A party holds a `Trace` and writes::
     if (emit := self._trace.emit) is not None:
         emit(MessageSealed(...))
 
-so that without a listener a hop costs one attribute look-up. Events never carry keys or plaintext secrets.
+so that without a listener a hop costs one attribute look-up. What happens at every exit of a guest goes
+through `emit_exit` likewise, for listeners that want so much. Events never carry keys or plaintext secrets.
 """
 
 from __future__ import annotations
@@ -235,31 +236,47 @@ TraceEvent: TypeAlias = (
     | RunEnded
 )
 
+_Listener: TypeAlias = "Callable[[TraceEvent], None]"
+
 
 class Trace:
-    """Where events go. `emit` is None while nobody listens."""
+    """Where events go. `emit` is None while nobody listens, `emit_exit` while nobody wants single exits."""
 
-    __slots__ = ("_listeners", "emit")
+    __slots__ = ("_listeners", "emit", "emit_exit")
 
     def __init__(self) -> None:
-        self._listeners: tuple[Callable[[TraceEvent], None], ...] = ()
-        self.emit: Callable[[TraceEvent], None] | None = None
+        self._listeners: tuple[tuple[_Listener, bool], ...] = ()
+        self.emit: _Listener | None = None
+        self.emit_exit: _Listener | None = None
 
     @contextmanager
-    def listen(self, listener: Callable[[TraceEvent], None]) -> Iterator[None]:
-        """Call `listener` for every event inside the block; calls come from the threads that act."""
-        self._set((*self._listeners, listener))
+    def listen(self, listener: _Listener, *, exits: bool = True) -> Iterator[None]:
+        """Call `listener` for every event inside the block; calls come from the threads that act.
+
+        Args:
+            listener: takes the events.
+            exits: those of single exits too: `GuestLeft`, `RunEnded`, `CompletionTaken`. A kernel's boot has
+                tens of thousands.
+        """
+        mine = listener, exits
+        self._set((*self._listeners, mine))
         try:
             yield
         finally:
             rest = list(self._listeners)
-            rest.remove(listener)
+            rest.remove(mine)
             self._set(tuple(rest))
 
-    def _set(self, listeners: tuple[Callable[[TraceEvent], None], ...]) -> None:
+    def _set(self, listeners: tuple[tuple[_Listener, bool], ...]) -> None:
         self._listeners = listeners
         self.emit = self._tell if listeners else None
+        self.emit_exit = self._tell_exit if any(exits for _, exits in listeners) else None
 
     def _tell(self, event: TraceEvent) -> None:
-        for listener in self._listeners:
+        for listener, _ in self._listeners:
             listener(event)
+
+    def _tell_exit(self, event: TraceEvent) -> None:
+        for listener, exits in self._listeners:
+            if exits:
+                listener(event)

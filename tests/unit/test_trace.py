@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from swsnp.trace import FirmwareCommand, Trace, TraceEvent
+from swsnp.trace import FirmwareCommand, RunEnded, Trace, TraceEvent
 
 
 def test_nobody_listens() -> None:
     """Without a listener there is nothing to call."""
     assert Trace().emit is None
+    assert Trace().emit_exit is None
+
+
+def test_single_exits() -> None:
+    """They cost nothing unless a listener wants them, and reach only those that do."""
+    trace = Trace()
+    few: list[TraceEvent] = []
+    many: list[TraceEvent] = []
+    event = RunEnded(vm="vm", vcpu=0, result=0, exit_reason=2)
+    with trace.listen(few.append, exits=False):
+        assert trace.emit is not None
+        assert trace.emit_exit is None
+        with trace.listen(many.append):
+            assert trace.emit_exit is not None
+            trace.emit_exit(event)
+        assert trace.emit_exit is None
+    assert (few, many) == ([], [event])
 
 
 def test_listeners_come_and_go() -> None:

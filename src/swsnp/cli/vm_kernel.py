@@ -242,7 +242,7 @@ class _Guest:
         """Run until the guest has ended; prompts without a line feed are shown too."""
         flusher = threading.Thread(target=self._flush, daemon=True)
         flusher.start()
-        with self._machine.trace.listen(self._watch):
+        with self._machine.trace.listen(self._watch, exits=False):
             try:
                 with self._terminal():
                     return self.vm.run(timeout_s)

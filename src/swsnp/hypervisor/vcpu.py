@@ -192,7 +192,7 @@ class Vcpu:
         with self.mutex:
             if request == _KVM_RUN:
                 result = self._run(arg)
-                if (emit := self.vm.trace.emit) is not None:
+                if (emit := self.vm.trace.emit_exit) is not None:
                     reason = self.run.exit_reason
                     emit(trace.RunEnded(vm=self.vm.name, vcpu=self.id, result=result, exit_reason=reason))
                 return result
@@ -320,7 +320,7 @@ class Vcpu:
         return RESUMED
 
     def _tell_completion(self, exit_reason: int, ret: int) -> None:
-        if (emit := self.vm.trace.emit) is not None:
+        if (emit := self.vm.trace.emit_exit) is not None:
             emit(trace.CompletionTaken(vm=self.vm.name, vcpu=self.id, exit_reason=exit_reason, ret=ret))
 
     def _loop(self) -> int:
@@ -340,7 +340,7 @@ class Vcpu:
             if self._load_due:
                 self._load()
             guest_exit = processor.run()
-            if self._machine_code is not None and (emit := vm.trace.emit) is not None:
+            if self._machine_code is not None and (emit := vm.trace.emit_exit) is not None:
                 rip = self._machine_code.rip
                 emit(trace.GuestLeft(vm=vm.name, vcpu=self.id, rip=rip, exit=type(guest_exit).__name__))
             if not isinstance(guest_exit, Vmgexit):

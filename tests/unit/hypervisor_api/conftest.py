@@ -263,7 +263,7 @@ def boot() -> MakeMachine:
         settings: dict[str, Any] = {"mailbox": chip, "processors": lambda *_: Silent(), **options}
         host = HostKernelModel(profile=PROFILES[profile], memory=memory, rmp=rmp, trace=trace, **settings)
         machine = Machine(host, chip, memory, rmp)
-        trace._set((machine.events.append,))
+        trace._set(((machine.events.append, True),))
         return machine
 
     return make
