@@ -6,6 +6,8 @@ share=trans=virtio,version=9p2000.L,msize=1048576
 $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs dev /dev
+# guests' memory is shared memory of the process that runs them: one page of 2 MiB takes one fault
+echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled
 while read -r module parameters; do
     $b insmod "/modules/$module" $parameters
 done < /modules/order

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import threading
 from bisect import bisect_right
+from contextlib import suppress
 from typing import Final
 
 from swsnp.errors import SwsnpError
@@ -30,11 +31,13 @@ class SystemMemory:
 
     Args:
         shareable: make it so that a processor of machine code can map the same pages at further addresses
-            (MAP_SHARED); it costs a little more to touch.
+            (MAP_SHARED); it costs a little more to touch. The host's kernel is asked for pages of 2 MiB,
+            which it gives where `transparent_hugepage/shmem_enabled` says advise, or more.
     """
 
     def __init__(self, *, shareable: bool = False) -> None:
         self._flags = _MAP_FLAGS | (mmap.MAP_SHARED if shareable else mmap.MAP_PRIVATE)
+        self._large_pages = shareable
         self._discard = mmap.MADV_REMOVE if shareable else mmap.MADV_DONTNEED
         self._lock = threading.Lock()
         self._next = _FIRST
@@ -53,7 +56,11 @@ class SystemMemory:
             Its first system physical address, 2 MiB aligned.
         """
         size = -(-size // PAGE) * PAGE
-        view = memoryview(mmap.mmap(-1, size, flags=self._flags))
+        area = mmap.mmap(-1, size, flags=self._flags)
+        if self._large_pages:
+            with suppress(OSError):  # a kernel without them
+                area.madvise(mmap.MADV_HUGEPAGE)
+        view = memoryview(area)
         with self._lock:
             base = self._next
             self._next += -(-size // _LARGE) * _LARGE

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["WholePlanes"]
 
 _MAP_NORESERVE: Final = 0x4000
+_LARGE: Final = 2 << 20
 
 
 @dataclass(slots=True)
@@ -70,8 +71,11 @@ class WholePlanes(PlanesBase):
         private, shared = slot.private_view, slot.shared_view
         if private is None or shared is None or len(shared) != slot.size:
             raise HostError(f"memory at {slot.gpa:#x}: wanted both planes mapped as a whole")
-        area = mmap.mmap(-1, slot.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-        ram = _Ram(slot.gpa, private, shared, memoryview(area), [])
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        area = memoryview(mmap.mmap(-1, slot.size + _LARGE, flags=flags))
+        # pages of 2 MiB are mapped as such only where both addresses lie alike in them
+        start = (address_of(private) - address_of(area)) % _LARGE
+        ram = _Ram(slot.gpa, private, shared, area[start : start + slot.size], [])
         self._alias(ram, ram.private, slot.gpa, slot.gpa + slot.size)
         self._set(2 * number, slot.gpa, slot.size, address_of(ram.plain))
         self._set(2 * number + 1, slot.gpa | self.private_bit, slot.size, address_of(ram.private))
