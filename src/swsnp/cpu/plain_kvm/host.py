@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import signal
+from functools import cache
 from typing import Final, Protocol
 
 from swsnp.errors import HostError
@@ -49,6 +50,14 @@ class HostKvm(Protocol):
         ...
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    """The C library; loading it takes longer than a call."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mremap.restype = ctypes.c_void_p
+    return libc
+
+
 class LinuxKvm:
     """The real one."""
 
@@ -66,8 +75,7 @@ class LinuxKvm:
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
         """As `HostKvm`."""
         if isinstance(argument, int) and argument > _INT_MAX:  # fcntl takes a C int only
-            libc = ctypes.CDLL(None, use_errno=True)
-            result = libc.ioctl(fd, ctypes.c_ulong(request), ctypes.c_ulong(argument))
+            result = _libc().ioctl(fd, ctypes.c_ulong(request), ctypes.c_ulong(argument))
             if result < 0:
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
@@ -90,10 +98,8 @@ class LinuxKvm:
     def alias(self, source: int, size: int, target: int) -> None:
         """As `HostKvm`: mremap(2) with an old size of 0 maps the same pages once more."""
         flags = _MREMAP_MAYMOVE | _MREMAP_FIXED
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.mremap.restype = ctypes.c_void_p
         numbers = (ctypes.c_void_p(source), ctypes.c_size_t(0), ctypes.c_size_t(size), ctypes.c_int(flags))
-        if libc.mremap(*numbers, ctypes.c_void_p(target)) != target:
+        if _libc().mremap(*numbers, ctypes.c_void_p(target)) != target:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 

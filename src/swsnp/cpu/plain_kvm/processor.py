@@ -62,6 +62,9 @@ _KVM_RUN: Final = int(Ioctl.KVM_RUN)
 _VMGEXIT, _PVALIDATE, _RMPADJUST = _SITE_PORTS = tuple(int(each) for each in Site)
 _OUT_SIZE: Final = 2
 _LEFT_BY_VMGEXIT: Final = Vmgexit()
+_KVM_TRANSLATE: Final = HostIoctl.KVM_TRANSLATE
+_TRANSLATION_SIZE: Final = KvmTranslation.SIZE
+_TRANSLATED: Final = struct.Struct("<QB")  # physical_address, valid
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 _IO: Final = struct.Struct("<BBHIQ")  # direction, size, port, count, data_offset
@@ -397,10 +400,11 @@ class PlainKvmProcessor:
 
     def _translate(self, linear: int) -> int | None:
         """The physical address, C-bit included, by the guest's own page tables."""
-        argument = bytearray(bytes(KvmTranslation(linear_address=linear)))
-        checked_ioctl(self._host, self._vcpu, HostIoctl.KVM_TRANSLATE, argument)
-        found = KvmTranslation.parse(argument)
-        return found.physical_address if found.valid else None
+        argument = bytearray(_TRANSLATION_SIZE)
+        _U64.pack_into(argument, 0, linear)
+        checked_ioctl(self._host, self._vcpu, _KVM_TRANSLATE, argument)
+        physical, valid = _TRANSLATED.unpack_from(argument, 8)
+        return physical if valid else None
 
     def _code_at(self, rip: int) -> str:
         address = self._translate(rip)
