@@ -18,8 +18,9 @@ from swsnp.cli import BAD_VERDICT, GOOD, common
 from swsnp.cli.vm_devices import VmDevices
 from swsnp.cli.vm_program import program_of
 from swsnp.cli.vm_terminal import Terminal
+from swsnp.cli.vm_trace import read_file, symbols_of, traced
 from swsnp.cpu.plain_kvm import LinuxKvm, probe_for_linux
-from swsnp.errors import HostError, InputError, UsageError
+from swsnp.errors import HostError, UsageError
 from swsnp.machine import Machine
 from swsnp.machine.kernel_vm import KernelVm, host_processor
 from swsnp.machine.machine import utc_now
@@ -27,7 +28,7 @@ from swsnp.machine.ordinary_vm import OrdinaryVm
 from swsnp.measure.kernel_config import check_config, find_config
 from swsnp.measure.kernel_image import read_kernel
 from swsnp.measure.vmsa_pages import signature_of_model
-from swsnp.trace import GuestLeft, Vmgexit
+from swsnp.trace import Vmgexit
 from swsnp.vmm import stop as stops
 from swsnp.vmm.devices.bus import Bus
 from swsnp.vmm.devices.legacy import attach_legacy
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from swsnp.cli.qemu_options import QemuOptions
     from swsnp.machine.kernel_vm import HostProcessor
     from swsnp.measure.kernel_image import KernelImage
-    from swsnp.trace import Trace, TraceEvent
+    from swsnp.trace import TraceEvent
 
 __all__ = ["run_kernel"]
 
@@ -60,7 +61,7 @@ def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
         _refuse_what_snp_has(ours)
     else:
         _check_config(kernel, options.kernel, ours.kernel_config)
-    initrd = _read(options.initrd) if options.initrd is not None else b""
+    initrd = read_file(options.initrd) if options.initrd is not None else b""
     program = program_of(ours, options, kernel)
     if program is not None:
         initrd = initrd + bytes(-len(initrd) % 4) + program.initramfs
@@ -69,7 +70,7 @@ def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
             append=f"{program.cmdline} {options.append}".rstrip(),
             no_reboot=options.no_reboot or program.tells_status,
         )
-    symbols = _symbols(ours.system_map)
+    symbols = symbols_of(ours.system_map)
     apart = program is not None and program.tells_status
     with VmDevices(options.devices) as devices:
         what = _Booted(kernel=kernel, initrd=initrd, options=options, devices=devices, console_apart=apart)
@@ -100,7 +101,7 @@ def _boots(
     LinuxKvm.listen_for_interrupts()
     while True:
         guest = _Guest(machine, what, processor)
-        with guest, _traced(machine.trace, ours.trace, symbols):
+        with guest, traced(machine.trace, ours.trace, symbols):
             stop = guest.run(ours.timeout)
             if ours.stats is not None:
                 common.save(ours.stats, json.dumps(guest.stats(stop), indent=2).encode() + b"\n")
@@ -130,13 +131,6 @@ def _check_config(kernel: KernelImage, image: Path, named: Path | None) -> None:
         f"config-{kernel.release or 'RELEASE'} beside it; --kernel-config FILE names one",
         file=sys.stderr,
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _judged_host(cbitpos: int | None) -> HostProcessor:
@@ -352,73 +346,3 @@ def _reason(stop: stops.StopReason, guest: _Guest) -> str:
             return detail
         case _:
             return str(stop)
-
-
-# Trace
-
-
-def _symbols(path: Path | None) -> Callable[[int], str]:
-    """Names addresses by a System.map.
-
-    Raises:
-        InputError: it cannot be read, or is none.
-    """
-    if path is None:
-        return hex
-    addresses: list[int] = []
-    names: list[str] = []
-    try:
-        for line in _read(path).decode().splitlines():
-            address, _, name = line.split(maxsplit=2)
-            addresses.append(int(address, 16))
-            names.append(name)
-    except ValueError:
-        raise InputError(
-            f"{path}: line {len(names) + 1}: wanted address, type and name (System.map)"
-        ) from None
-    from bisect import bisect_right
-
-    def name_of(address: int) -> str:
-        at = bisect_right(addresses, address) - 1
-        return hex(address) if at < 0 else f"{address:#x} ({names[at]}+{address - addresses[at]:#x})"
-
-    return name_of
-
-
-def _traced(trace: Trace, path: Path | None, symbols: Callable[[int], str]) -> AbstractContextManager[None]:
-    """Write every event into the file while the block runs."""
-    from contextlib import contextmanager
-
-    from swsnp.cli.hops import describe
-
-    @contextmanager
-    def writing() -> Any:
-        if path is None:
-            yield
-            return
-        file = sys.stderr if str(path) == "-" else _opened(path)
-
-        def show(event: TraceEvent) -> None:
-            if isinstance(event, GuestLeft):
-                file.write(f"vCPU {event.vcpu}: {event.exit} at {symbols(event.rip)}\n")
-            else:
-                hop = describe(event)
-                file.write(f"  {hop.party}: {hop.text}\n")
-
-        try:
-            with trace.listen(show):
-                yield
-        finally:
-            if file is sys.stderr:
-                file.flush()
-            else:
-                file.close()
-
-    return writing()
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return path.open("w")
-    except OSError as error:
-        raise UsageError(f"--trace: {path}: cannot be written: {error.strerror}") from None
