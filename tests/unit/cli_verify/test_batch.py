@@ -22,7 +22,15 @@ from hypothesis import strategies as st
 
 from swsnp.cli.inputs import LARGEST
 from swsnp.cli.verify.batch_results import SCHEMA, ResultFile
-from swsnp.cli.verify.batch_rows import DirectorySource, ParquetSource, Row, open_source, read_row
+from swsnp.cli.verify.batch_rows import (
+    DirectorySource,
+    ParquetSource,
+    Place,
+    Row,
+    _split,
+    open_source,
+    read_row,
+)
 from swsnp.errors import HostError, InputError, SwsnpError, UsageError
 
 if TYPE_CHECKING:
@@ -416,6 +424,48 @@ def test_directory_rows(names: list[str]) -> None:
         assert len(source) == len(wanted)
 
 
+@given(st.text("ab._é", min_size=1, max_size=6).filter(lambda name: name.strip(".")))
+def test_a_name_is_split_as_pathlib_does(name: str) -> None:
+    """What stands beside a report differs in the suffix alone, whatever has dots."""
+    assert _split(name) == (Path(name).stem, Path(name).suffix[1:])
+
+
+def test_what_stands_beside_a_report(tmp_path: Path) -> None:
+    """All columns, by whole stems; one that is gone, or is no file, makes the row unreadable, not shorter."""
+    (tmp_path / "c.d").mkdir()
+    for name in (
+        "a.bin",
+        "a.certs",
+        "a.measurement",
+        "b",
+        "b.vcek",
+        "c.d/a.b.bin",
+        "c.d/a.b.report_data",
+        "f",
+    ):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "f.vcek").mkdir()
+    items = {row: given for chunk in DirectorySource(tmp_path).chunks(9, ()) for row, given in chunk}
+    rows = {row: read_row(given) for row, given in items.items() if isinstance(given, Place)}
+    assert rows == {
+        "a.bin": Row(b"a.bin", certs=b"a.certs", measurement=b"a.measurement"),
+        "b": Row(b"b", vcek=b"b.vcek"),
+        "c.d/a.b.bin": Row(b"c.d/a.b.bin", report_data=b"c.d/a.b.report_data"),
+        "f": Row(None, error=f"{tmp_path / 'f.vcek'}: cannot be read: Is a directory"),
+    }
+    (tmp_path / "b.vcek").unlink()
+    assert read_row(Place(str(tmp_path / "b"), ("vcek",))).error.endswith("b.vcek: is gone")
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, LARGEST, LARGEST + 1])
+def test_files_are_read_whole(tmp_path: Path, size: int) -> None:
+    """Up to the limit every byte, in whatever pieces; beyond it none."""
+    path, data = tmp_path / "a.bin", os.urandom(size)
+    path.write_bytes(data)
+    row = read_row(Place(str(path), ()))
+    assert (row.report, bool(row.error)) == ((data, False) if size <= LARGEST else (None, True))
+
+
 def test_unreadable_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory below that cannot be listed is not passed over in silence."""
     below, scandir = tmp_path / "below", os.scandir
@@ -437,10 +487,10 @@ def test_files_that_cannot_be_rows(tmp_path: Path) -> None:
     (tmp_path / "more").write_bytes(bytes(LARGEST + 1))
     (tmp_path / "folder").mkdir()
     most, more, folder, gone = (str(tmp_path / each) for each in ("most", "more", "folder", "gone"))
-    assert read_row(most).report == bytes(LARGEST)
-    assert read_row(more).error == f"{more}: got more than {LARGEST} bytes"
-    assert read_row(folder).error == f"{folder}: cannot be read: Is a directory"
-    assert read_row(gone).error == f"{gone}: is gone"
+    assert read_row(Place(most, ())).report == bytes(LARGEST)
+    assert read_row(Place(more, ())).error == f"{more}: got more than {LARGEST} bytes"
+    assert read_row(Place(folder, ())).error == f"{folder}: cannot be read: Is a directory"
+    assert read_row(Place(gone, ())).error == f"{gone}: is gone"
 
 
 def test_a_worker_that_has_not_begun() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMNS",
     "DirectorySource",
+    "Place",
     "Item",
     "ParquetSource",
     "Row",
@@ -41,6 +42,7 @@ _ROW_COLUMNS: Final = ("report", *COLUMNS)
 """As in `Row`."""
 _PARQUET_MAGIC: Final = b"PAR1"
 _FOOTER: Final = 1 << 16
+_PIECE: Final = 1 << 14
 
 
 class Row(NamedTuple):
@@ -54,10 +56,17 @@ class Row(NamedTuple):
     error: str = ""
 
 
+class Place(NamedTuple):
+    """A report's file, from which a worker reads it, and which of `COLUMNS` stand beside it."""
+
+    report: str
+    beside: tuple[str, ...]
+
+
 Values: TypeAlias = tuple[bytes | str | None, ...]
 """What a `Row` is made of: plain tuples cross to another process in a third of the time."""
-Item: TypeAlias = tuple[RowId, Values | str]
-"""A row, or the path from which a worker reads it."""
+Item: TypeAlias = tuple[RowId, Values | Place]
+"""A row, or where a worker finds it."""
 
 
 class Source(Protocol):
@@ -104,13 +113,17 @@ def _in_chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
 
 
 class DirectorySource:
-    """Every file below a directory, but hidden ones and those that stand beside a report."""
+    """Every file below a directory, but hidden ones and those that stand beside a report.
+
+    What stands beside which is seen once, when the directory is listed: each look for a file that is not
+    there costs as much as reading one.
+    """
 
     def __init__(self, folder: Path, *, but: str | None = None) -> None:
-        self._folder = folder
+        self._folder = str(folder)
         left_out = None if but is None else os.path.relpath(os.path.realpath(but), os.path.realpath(folder))
-        self._names = sorted(name for name in _below(str(folder), "") if name != left_out)
-        if not self._names:
+        self._files = sorted(each for each in _below(self._folder, "") if each[0] != left_out)
+        if not self._files:
             raise InputError(f"{folder}: holds no file, wanted reports")
 
     def identity(self) -> dict[str, Any]:
@@ -118,49 +131,63 @@ class DirectorySource:
         return {"kind": "directory"}
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._files)
 
     def chunks(self, size: int, done: Collection[RowId]) -> Iterator[list[Item]]:
         """See `Source`; workers read the files."""
+        folder = self._folder
         yield from _in_chunks(
-            ((name, str(self._folder / name)) for name in self._names if name not in done), size
+            ((name, Place(f"{folder}/{name}", beside)) for name, beside in self._files if name not in done),
+            size,
         )
 
 
-def _below(folder: str, prefix: str) -> Iterator[str]:
+def _below(folder: str, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The name of every report, and which of `COLUMNS` stand beside it."""
     try:
         with os.scandir(folder) as found:
-            entries = list(found)
+            entries = [each for each in found if not each.name.startswith(".")]
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
+    own = {each.name for each in entries if _split(each.name)[1] in COLUMNS}
     for entry in entries:
-        if entry.name.startswith("."):
-            continue
         if entry.is_dir(follow_symlinks=False):
             yield from _below(entry.path, f"{prefix}{entry.name}/")
-        elif Path(entry.name).suffix.removeprefix(".") not in COLUMNS:
-            yield prefix + entry.name
+        elif entry.name not in own:
+            stem = _split(entry.name)[0]
+            beside = tuple(name for name in COLUMNS if f"{stem}.{name}" in own) if own else ()
+            yield prefix + entry.name, beside
 
 
-def read_row(path: str) -> Row:
+def _split(name: str) -> tuple[str, str]:
+    """Stem and suffix without its dot, as `pathlib` has them."""
+    stem, dot, suffix = name.rpartition(".")
+    return (stem, suffix) if stem and dot and suffix else (name, "")
+
+
+def read_row(place: Place) -> Row:
     """The row of one file of a directory, with the files beside it."""
+    folder, _, name = place.report.rpartition("/")
+    stem = f"{folder}/{_split(name)[0]}"
     try:
-        certs, vcek, data, measurement = (
-            _read(str(Path(path).with_suffix(f".{name}")), wanted=False) for name in COLUMNS
-        )
-        return Row(_read(path, wanted=True), certs, vcek, data, measurement)
+        beside: dict[str, Any] = {column: _read(f"{stem}.{column}") for column in place.beside}
+        return Row(_read(place.report), **beside)
     except InputError as error:
         return Row(report=None, error=str(error))
 
 
-def _read(path: str, *, wanted: bool) -> bytes | None:
+def _read(path: str) -> bytes:
+    """A whole file; asked for in pieces, since to make room for the largest costs more than to read most."""
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(LARGEST + 1)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(file, _PIECE)
+            while len(data) <= LARGEST and (more := os.read(file, _PIECE)):
+                data += more
+        finally:
+            os.close(file)
     except FileNotFoundError:
-        if wanted:
-            raise InputError(f"{path}: is gone") from None
-        return None
+        raise InputError(f"{path}: is gone") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
     if len(data) > LARGEST:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from swsnp.certs.classify import classify
 from swsnp.cli.inputs import report_in
-from swsnp.cli.verify.batch_rows import Row, read_row
+from swsnp.cli.verify.batch_rows import Place, Row, read_row
 from swsnp.cli.verify.verdict import word
 from swsnp.errors import HostError, InputError, SwsnpError
 from swsnp.verify import Outcome, Verifier
@@ -82,7 +82,8 @@ class Judge:
     def _chunk(self, verifier: Verifier, items: Sequence[Item]) -> Judged:
         lines, verdicts = [], []
         for row_id, given in items:
-            row = read_row(given) if isinstance(given, str) else Row(*given)  # type: ignore[arg-type]  # five of them
+            # values are five, in the order of a row
+            row = read_row(given) if isinstance(given, Place) else Row(*given)  # type: ignore[arg-type]
             line, verdict = self._line(verifier, row_id, row)
             lines.append(line)
             verdicts.append(verdict)
