@@ -6,7 +6,7 @@ Source: OASIS, Virtual I/O Device (VIRTIO) 1.2: chapters 2.1 (device status), 2.
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 from swsnp.abi.record import Record, record, u8, u16, u32, u64
@@ -74,7 +74,7 @@ class MmioRegister(IntEnum):
     CONFIG_GENERATION = 0x0FC
 
 
-class DeviceStatus(IntFlag):
+class DeviceStatus(IntEnum):
     """Status bits; writing 0 resets the device."""
 
     ACKNOWLEDGE = 1
@@ -85,7 +85,7 @@ class DeviceStatus(IntFlag):
     FAILED = 128
 
 
-class Interrupt(IntFlag):
+class Interrupt(IntEnum):
     """Why there is an interrupt."""
 
     USED_BUFFER = 1
@@ -99,7 +99,7 @@ class DeviceId(IntEnum):
     ENTROPY = 4
 
 
-class DescriptorFlag(IntFlag):
+class DescriptorFlag(IntEnum):
     """Of one descriptor."""
 
     NEXT = 1
@@ -126,7 +126,7 @@ SECTOR: Final = 512
 BLK_ID_SIZE: Final = 20
 
 
-class BlkFeature(IntFlag):
+class BlkFeature(IntEnum):
     """Feature bits of block devices."""
 
     SIZE_MAX = 1 << 1

@@ -80,7 +80,8 @@ class SnpGuest:
 class QemuOptions:
     """A parsed command line. `memory_size` in bytes; `bios`, `kernel`, `initrd` None when not given.
 
-    `serial` is "stdio", or "file:" and a name: a copy of what the guest's console shows.
+    `serial` is "stdio", or "file:" and a name: a copy of what the guest's console shows. `devices` are in the
+    order of the command line.
     """
 
     name: str

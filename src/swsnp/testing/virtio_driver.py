@@ -77,9 +77,9 @@ class VirtioDriver:
         self.device.write(register, 4, value)
 
     @property
-    def status(self) -> DeviceStatus:
-        """The device's."""
-        return DeviceStatus(self.get(MmioRegister.STATUS))
+    def status(self) -> int:
+        """The device's, bits of `DeviceStatus`."""
+        return self.get(MmioRegister.STATUS)
 
     def features(self) -> int:
         """What the device offers, 64 bits."""
@@ -89,7 +89,7 @@ class VirtioDriver:
             words.append(self.get(MmioRegister.DEVICE_FEATURES))
         return words[0] | words[1] << 32
 
-    def accept(self, features: int) -> DeviceStatus:
+    def accept(self, features: int) -> int:
         """Reset the device, choose features, and see what it says."""
         self.put(MmioRegister.STATUS, 0)
         self.put(MmioRegister.STATUS, DeviceStatus.ACKNOWLEDGE)
@@ -146,7 +146,7 @@ class VirtioDriver:
         at, room = _BUFFERS, []
         sizes = [*map(len, readable), *writable]
         for index, size in enumerate(sizes):
-            flags = DescriptorFlag(0) if index < len(readable) else DescriptorFlag.WRITE
+            flags = 0 if index < len(readable) else int(DescriptorFlag.WRITE)
             if index < len(readable):
                 self.memory.raw[at : at + size] = readable[index]
             else:

@@ -19,7 +19,7 @@ from swsnp.cli.vm_program import program_of
 from swsnp.errors import InputError, UsageError
 from swsnp.measure.kernel_image import parse_kernel
 from swsnp.testing.tiny_kernel import tiny_kernel
-from swsnp.vmm.guest_init import NOT_EXECUTED, RootPlan
+from swsnp.vmm.guest_init import EXIT_PORT, NOT_EXECUTED, RootPlan, _Code
 from swsnp.vmm.initramfs import prepare_root, root_plan
 from swsnp.vmm.kernel_modules import find_modules
 
@@ -250,8 +250,6 @@ def boot(package: Path, tmp_path: Path, disk: Path, line: str) -> tuple[int, byt
 @pytest.mark.slow
 def test_root_is_entered(kernel: Path, tmp_path: Path, image: Callable[[bytes | None], Path]) -> None:
     """The disk's program is the first one, with devices in its tree; it ends the machine itself."""
-    from swsnp.vmm.guest_init import EXIT_PORT, _Code
-
     code = _Code()
     code.call(2, code.text("/dev/vda"), 0)  # open
     code.emit("48 89 C3")  # mov rbx, rax

@@ -73,10 +73,9 @@ class Block:
 
     def __init__(self, disk: Disk, *, serial: bytes = b"") -> None:
         self._disk, self._serial = disk, serial[:BLK_ID_SIZE].ljust(BLK_ID_SIZE, b"\0")
-        read_only = BlkFeature.RO if disk.read_only else BlkFeature(0)
-        self.features = int(
-            BlkFeature.SIZE_MAX | BlkFeature.SEG_MAX | BlkFeature.BLK_SIZE | BlkFeature.FLUSH | read_only
-        )
+        self.features = BlkFeature.SIZE_MAX | BlkFeature.SEG_MAX | BlkFeature.BLK_SIZE | BlkFeature.FLUSH
+        if disk.read_only:
+            self.features |= BlkFeature.RO
         config = BlkConfig(
             capacity=disk.size // SECTOR,
             size_max=_LARGEST_SEGMENT,

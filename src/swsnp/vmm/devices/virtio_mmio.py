@@ -105,7 +105,7 @@ class VirtioMmio:
         self._reset()
 
     def _reset(self) -> None:
-        self._status = DeviceStatus(0)
+        self._status = 0
         self._interrupts = 0
         self._accepted = 0
         self._device_select = self._driver_select = self._queue_select = 0
@@ -166,7 +166,7 @@ class VirtioMmio:
         if not value:
             self._reset()
             return
-        new = DeviceStatus(value & _BY_DRIVER)
+        new = value & _BY_DRIVER
         chosen = self._accepted & ~self._features == 0 and self._accepted & _REQUIRED == _REQUIRED
         if not chosen:
             new &= ~DeviceStatus.FEATURES_OK

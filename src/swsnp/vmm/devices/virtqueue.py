@@ -29,7 +29,7 @@ _U16: Final = struct.Struct("<H")
 _HEAD: Final = struct.Struct("<HH")  # flags, idx
 _USED: Final = struct.Struct("<II")  # id, len
 _ALIGNMENTS: Final = {"descriptor table": 16, "available ring": 2, "used ring": 4}
-_KNOWN_FLAGS: Final = int(DescriptorFlag.NEXT | DescriptorFlag.WRITE)
+_KNOWN_FLAGS: Final = DescriptorFlag.NEXT | DescriptorFlag.WRITE
 
 
 class DriverFault(Exception):
