@@ -45,4 +45,24 @@ def test_row(row: list[str]) -> None:
     for name in re.findall(r"`([\w./]+)`", module):
         assert (ROOT / "src" / "swsnp" / name).exists(), name
     for name in re.findall(r"`(tests/[\w./]*)`", test):
-        assert (ROOT / name).exists(), name
+        assert any(map(has_tests, named(ROOT / name))), f"{name}: pytest finds no test there"
+
+
+def named(path: Path) -> list[Path]:
+    """The files that pytest would look into."""
+    return sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+
+
+def has_tests(file: Path) -> bool:
+    """Whether pytest collects something: a function, or a state machine's test case."""
+    if not re.fullmatch(r"test_\w+\.py", file.name) or not file.is_file():
+        return False
+    return (
+        re.search(r"^(    )?def test_|^Test\w+ = machine_test\(", file.read_text(), re.MULTILINE) is not None
+    )
+
+
+@pytest.mark.parametrize("name", ["tests/none.py", "tests/conftest.py", "tests/docs/none", "src"])
+def test_names_without_tests(name: str) -> None:
+    """What is not there, or holds no test, holds no rule."""
+    assert not any(map(has_tests, named(ROOT / name)))

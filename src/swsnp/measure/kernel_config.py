@@ -113,7 +113,7 @@ def _inside(kernel: KernelImage, name: str) -> KernelConfig | None:
     for segment in kernel.segments:
         start = segment.data.find(_START + b"\x1f\x8b")
         end = segment.data.find(_END, start)
-        if start >= 0 and end >= 0:
+        if -1 not in (start, end):
             expander = zlib.decompressobj(wbits=31)
             try:
                 text = expander.decompress(segment.data[start + len(_START) : end], _LARGEST)
