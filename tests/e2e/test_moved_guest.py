@@ -137,23 +137,28 @@ def test_a_host_that_does_not_take_the_context() -> None:
 # Requests around the move
 
 
-def test_a_pending_certificate_exit_is_completed_first() -> None:
-    """Completion state is not visible to userspace and is lost with the VM, so the save waits for it."""
-    asked, release = threading.Event(), threading.Event()
+class Slow:
+    """A source of certificates that tells when it is asked, and answers when it is told to."""
 
-    def slow() -> bytes:
-        asked.set()
-        assert release.wait(30)
+    def __init__(self) -> None:
+        self.asked, self.release = threading.Event(), threading.Event()
+
+    def __call__(self) -> bytes:
+        self.asked.set()
+        assert self.release.wait(30)
         return b"source"
 
-    source, destination = Machine(), Machine()
+
+def test_a_pending_certificate_exit_is_completed_first() -> None:
+    """Completion state is not visible to userspace and is lost with the VM, so the save waits for it."""
+    source, destination, slow = Machine(), Machine(), Slow()
     vm = booted(source, certs=slow, vcpus=2)
     with ThreadPoolExecutor(2) as pool:
         request = pool.submit(vm.extended_report, NONCE)
-        assert asked.wait(30)
+        assert slow.asked.wait(30)
         save = pool.submit(vm.save)
         assert not save.done()
-        release.set()
+        slow.release.set()
         answer, saved = request.result(30), save.result(30)
     assert answer.certs.startswith(b"source\0")
     assert AttestationReport.parse(answer.report).chip_id == source.chip.chip_id
@@ -202,14 +207,7 @@ def test_a_guest_that_is_told_to_come_back_comes_back_first(tmp_path: Path) -> N
 
 def test_requests_that_wait_for_a_vcpu_are_not_begun() -> None:
     """One vCPU is busy when the save begins: whoever queues behind it retries at the destination."""
-    asked, release = threading.Event(), threading.Event()
-
-    def slow() -> bytes:
-        asked.set()
-        assert release.wait(30)
-        return b"source"
-
-    source, destination = Machine(), Machine()
+    source, destination, slow = Machine(), Machine(), Slow()
     vm = booted(source, certs=slow)
     moved: list[VirtualMachine] = []
     there = threading.Event()
@@ -224,10 +222,10 @@ def test_requests_that_wait_for_a_vcpu_are_not_begun() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(program, 0)
-        assert asked.wait(30)
+        assert slow.asked.wait(30)
         save = pool.submit(vm.save)
         others = [pool.submit(program, number) for number in range(1, 6)]
-        release.set()
+        slow.release.set()
         moved.append(destination.restore_vm(save.result(30), certs=b"destination"))
         there.set()
         answers = [each.result(30) for each in (first, *others)]

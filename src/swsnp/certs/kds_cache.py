@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from swsnp.certs.kds_answer import limit_of
 from swsnp.certs.kds_url import ChainRequest, parse_url, target_of
+from swsnp.certs.ofd_lock import same_file
 from swsnp.errors import HostError
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _try_lock(path: Path) -> int | None:
     locked = False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = _is_named(fd, path)
+        locked = same_file(fd, path)  # whoever held it before may have taken its name away
     except BlockingIOError:
         pass
     except OSError as error:
@@ -251,13 +252,3 @@ def _try_lock(path: Path) -> int | None:
         if not locked:
             os.close(fd)
     return fd if locked else None
-
-
-def _is_named(fd: int, path: Path) -> bool:
-    """Whether the locked file still has its name: whoever held it before us took that away."""
-    ours = os.fstat(fd)
-    try:
-        named = path.stat()
-    except FileNotFoundError:
-        return False
-    return (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)

@@ -11,6 +11,7 @@ import pytest
 from Crypto.Hash import SHA384
 from Crypto.Signature import pss
 from tests.unit.verify.judging import check, failed, judge
+from tests.unit.verify.remade import parts_of, sign
 
 from swsnp.abi.ghcb import CertTableGuid
 from swsnp.abi.snp_report import Product
@@ -34,50 +35,18 @@ YEAR = timedelta(days=366)
 BOOLEAN_TRUE = bytes.fromhex("0101ff")
 
 
-def sign(
-    bench: Bench, issuer: str, tbs: assemble.Tbs, *, outer: bytes | None = None, salt: int = 48
-) -> bytes:
-    """A certificate made to measure, with a good signature of the named CA."""
-    key = getattr(bench.hierarchy, f"_{issuer}").key
-    body = assemble.tbs_certificate(tbs)
-    signature = pss.new(key, salt_bytes=salt).sign(SHA384.new(body))
-    return assemble.signed(body, tbs.algorithm if outer is None else outer, signature)
-
-
 def leaf_tbs(bench: Bench, **changes: Any) -> assemble.Tbs:
     """What the good VCEK was made of."""
-    made = read(bench.vcek)
     hwid = bench.chip_id[: bench.product.hwid_size]
-    tbs = assemble.Tbs(
-        serial=0,
-        algorithm=assemble.PSS,
-        issuer=made.issuer,
-        subject=made.subject,
-        not_before=made.not_before,
-        not_after=made.not_after,
-        spki=made.spki,
-        extensions=assemble.leaf_extensions(bench.product, "Milan-B0", bench.tcb, hwid=hwid, csp_id=None),
+    extensions = assemble.leaf_extensions(bench.product, "Milan-B0", bench.tcb, hwid=hwid, csp_id=None)
+    return parts_of(
+        bench.vcek, **({"serial": 0, "algorithm": assemble.PSS, "extensions": extensions} | changes)
     )
-    return replace(tbs, **changes)
 
 
 def ca_tbs(bench: Bench, role: str, **changes: Any) -> assemble.Tbs:
     """What the good ASK or ARK was made of."""
-    made = read(getattr(bench.hierarchy, role))
-    extensions = tuple(
-        assemble._extension(each.oid, each.value, critical=each.critical) for each in made.extensions
-    )
-    tbs = assemble.Tbs(
-        serial=made.serial,
-        algorithm=assemble.PSS_EXPLICIT,
-        issuer=made.issuer,
-        subject=made.subject,
-        not_before=made.not_before,
-        not_after=made.not_after,
-        spki=made.spki,
-        extensions=extensions,
-    )
-    return replace(tbs, **changes)
+    return parts_of(getattr(bench.hierarchy, role), **changes)
 
 
 def with_leaf(bench: Bench, leaf: bytes) -> list[bytes]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from Crypto.Hash import SHA384
 from Crypto.Signature import pss
 from tests.unit.verify.judging import check
+from tests.unit.verify.remade import part_of, parts_of, sign
 
 from swsnp.abi.snp_report import Product, TcbVersion
 from swsnp.amd_ca import assemble
@@ -103,23 +104,10 @@ def _ark_with(bench: Bench, key_usage: str | None) -> bytes:
     """The root again, under its own key, with another KeyUsage."""
     made = read(bench.hierarchy.ark)
     kept = [each for each in made.extensions if each.oid != "2.5.29.15"]
-    extensions = [_extension(each.oid, each.value, critical=each.critical) for each in kept]
+    extensions = list(map(part_of, kept))
     if key_usage is not None:
         extensions.append(_extension("2.5.29.15", bytes.fromhex(key_usage), critical=True))
-    body = assemble.tbs_certificate(
-        assemble.Tbs(
-            serial=made.serial,
-            algorithm=assemble.PSS_EXPLICIT,
-            issuer=made.issuer,
-            subject=made.subject,
-            not_before=made.not_before,
-            not_after=made.not_after,
-            spki=made.spki,
-            extensions=tuple(extensions),
-        )
-    )
-    signature = pss.new(bench.hierarchy._ark.key, salt_bytes=48).sign(SHA384.new(body))
-    return assemble.signed(body, assemble.PSS_EXPLICIT, signature)
+    return sign(bench, "ark", parts_of(bench.hierarchy.ark, extensions=tuple(extensions)))
 
 
 def test_c10_the_root_has_to_be_allowed_to_sign_crls(milan: Bench) -> None:
@@ -184,26 +172,11 @@ def test_c9_a_critical_extension_under_amds_root(milan: Bench) -> None:
     made = read(milan.vcek)
 
     def leaf(oid: str, *, critical: bool) -> bytes:
-        extensions = [
-            _extension(each.oid, each.value, critical=each.critical or (critical and each.oid == oid))
-            for each in made.extensions
-        ]
+        extensions = [part_of(each, critical=critical and each.oid == oid) for each in made.extensions]
         if oid not in [each.oid for each in made.extensions]:
             extensions.append(_extension(oid, bytes.fromhex("0500"), critical=critical))
-        body = assemble.tbs_certificate(
-            assemble.Tbs(
-                serial=0,
-                algorithm=assemble.PSS,
-                issuer=made.issuer,
-                subject=made.subject,
-                not_before=made.not_before,
-                not_after=made.not_after,
-                spki=made.spki,
-                extensions=tuple(extensions),
-            )
-        )
-        signature = pss.new(milan.hierarchy._ask.key, salt_bytes=48).sign(SHA384.new(body))
-        return assemble.signed(body, assemble.PSS, signature)
+        tbs = parts_of(milan.vcek, serial=0, algorithm=assemble.PSS, extensions=tuple(extensions))
+        return sign(milan, "ask", tbs)
 
     for oid, critical, fields in (
         ("1.3.6.1.4.1.3704.1.4", True, []),
