@@ -29,11 +29,15 @@ _SERIAL_SIZE: Final = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drive:
-    """A file that becomes a disk; `format_given`: the user said that it is raw."""
+    """A file that becomes a disk.
+
+    `format_given`: the user said that it is raw. `snapshot`: what the guest writes is forgotten.
+    """
 
     file: Path
     read_only: bool
     format_given: bool
+    snapshot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ _DRIVE: Final[Mapping[str, Converter]] = {
     "if": _one_of("virtio", "none"),
     "id": text_value,
     "readonly": boolean,
+    "snapshot": boolean,
     "serial": _serial,
 }
 _BLOCKDEV: Final[Mapping[str, Converter]] = {
@@ -86,17 +91,19 @@ _DEVICES: Final[Mapping[str, Mapping[str, Converter]]] = {
 }
 
 
-def devices_of(given: Iterable[tuple[str, str]]) -> tuple[DiskDevice | EntropyDevice, ...]:
+def devices_of(
+    given: Iterable[tuple[str, str]], *, snapshot: bool = False
+) -> tuple[DiskDevice | EntropyDevice, ...]:
     """What the options mean together.
 
     Args:
         given: option without its dash, and its value, in order.
+        snapshot: for every -drive that does not say it itself.
 
     Raises:
         UsageError: an unknown property, a value that is not modelled, a drive that no device uses, that two
             use or that is not there: option, got, wanted.
     """
-    given = tuple(given)
     drives: dict[str, Drive] = {}
     found: list[DiskDevice | EntropyDevice | tuple[str, dict[str, Any]]] = []
     for option, text in given:
@@ -105,7 +112,7 @@ def devices_of(given: Iterable[tuple[str, str]]) -> tuple[DiskDevice | EntropyDe
         elif option == "blockdev":
             _add(drives, f"-{option}", *_block_node(text))
         else:
-            identity, drive, values = _drive(text)
+            identity, drive, values = _drive(text, snapshot=snapshot)
             if values.get("if", "none") == "virtio":
                 found.append(DiskDevice(drive, values.get("serial", "")))
             else:
@@ -123,7 +130,7 @@ def _add(drives: dict[str, Drive], option: str, identity: str, drive: Drive) -> 
     drives[identity] = drive
 
 
-def _drive(text: str) -> tuple[str, Drive, dict[str, Any]]:
+def _drive(text: str, *, snapshot: bool) -> tuple[str, Drive, dict[str, Any]]:
     values = convert_all(comma_list(text, "", "-drive"), _DRIVE, "-drive")
     if "file" not in values:
         raise UsageError("-drive: property 'file' is missing")
@@ -134,7 +141,10 @@ def _drive(text: str) -> tuple[str, Drive, dict[str, Any]]:
     if values["if"] == "none" and "serial" in values:
         raise UsageError("-drive: property 'serial': wanted it at the -device")
     drive = Drive(
-        file=values["file"], read_only=values.get("readonly", False), format_given="format" in values
+        file=values["file"],
+        read_only=values.get("readonly", False),
+        format_given="format" in values,
+        snapshot=values.get("snapshot", snapshot),
     )
     return values.get("id", ""), drive, values
 

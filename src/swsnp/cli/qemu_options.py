@@ -185,7 +185,7 @@ _OPTIONS: Final[Mapping[str, tuple[str, Mapping[str, Converter]]]] = {
 _ALIASES: Final = {"M": "machine"}
 _PLAIN: Final = ("bios", "kernel", "initrd", "append", "serial")
 """Options whose value is no list; commas in it are commas."""
-_FLAGS: Final = ("no-reboot", "nographic")
+_FLAGS: Final = ("no-reboot", "nographic", "snapshot")
 """Options without a value; the second is what there is anyway."""
 
 
@@ -280,7 +280,7 @@ def parse_qemu_options(argv: Sequence[str], *, host_cbitpos: int = MODEL_CBITPOS
         snp=_snp_guest(machine, objects, None if direct else host_cbitpos),
         no_reboot="no-reboot" in options,
         ordinary=ordinary,
-        devices=devices_of(devices),
+        devices=devices_of(devices, snapshot="snapshot" in options),
         **loaded,
     )
     if devices and not direct:

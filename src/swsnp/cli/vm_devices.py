@@ -12,6 +12,7 @@ from swsnp.vmm.devices.block import Block
 from swsnp.vmm.devices.entropy import Entropy
 from swsnp.vmm.devices.power import attach_power
 from swsnp.vmm.devices.raw_file import RawFile
+from swsnp.vmm.devices.snapshot import Snapshot
 from swsnp.vmm.devices.virtio_mmio import VirtioMmio
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ class VmDevices:
         if not isinstance(wanted, DiskDevice):
             return lambda: Entropy(os.urandom)
         drive = wanted.drive
-        disk = RawFile(drive.file, read_only=drive.read_only, format_given=drive.format_given)
-        files.enter_context(disk)
+        read_only = drive.read_only or drive.snapshot
+        file = files.enter_context(RawFile(drive.file, read_only=read_only, format_given=drive.format_given))
+        disk = Snapshot(file) if drive.snapshot and not drive.read_only else file
         return lambda: Block(disk, serial=wanted.serial.encode())
 
     def __enter__(self) -> Self:

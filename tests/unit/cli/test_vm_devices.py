@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
+from swsnp.abi.virtio import BlkFeature, BlkStatus
 from swsnp.cli import main
+from swsnp.cli.qemu_devices import devices_of
+from swsnp.cli.vm_devices import VmDevices
 from swsnp.cpu.plain_kvm import Verdict, probe
 from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image, tiny_kernel
+from swsnp.testing.virtio_driver import DriverMemory, VirtioDriver
 from swsnp.vmm.devices.raw_file import RawFile
+from swsnp.vmm.devices.virtio_mmio import VirtioMmio
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,3 +126,33 @@ def test_registers_of_a_device(tmp_path: Path) -> None:
     path.write_bytes(bz_image(elf_image(bytes.fromhex(f"{code} {VMGEXIT}"))))
     assert vm("-kernel", str(path), "-m", "32M", "-device", "virtio-rng-device", "-no-reboot") == 0x76
     assert vm("-kernel", str(path), "-m", "32M", "-no-reboot") == 0xFF
+
+
+@pytest.mark.usefixtures("any_kvm")
+@pytest.mark.parametrize("more", [["-snapshot"], []])
+def test_snapshot(kernel: str, disk: Path, more: list[str]) -> None:
+    """Guests whose writes are forgotten share a disk with readers; others do not."""
+    line = ["-kernel", kernel, "-append", "x", "-m", "32M", "-no-reboot"]
+    with RawFile(disk, read_only=True):
+        assert vm(*line, "-drive", f"file={disk},format=raw,if=virtio", *more) == (GOOD if more else 3)
+
+
+def test_kinds_of_disks(disk: Path) -> None:
+    """Read-only, forgetting and plain disks, as their features tell."""
+    for values, read_only, kept in (
+        ("", False, True),
+        (",snapshot=on", False, False),
+        (",readonly=on", True, True),
+        (",readonly=on,snapshot=on", True, True),
+    ):
+        disk.write_bytes(bytes(4096))
+        wanted = devices_of([("drive", f"file={disk},format=raw,if=virtio{values}")])
+        with VmDevices(wanted) as devices:
+            (make,) = devices._makers
+            memory = DriverMemory()
+            driver = VirtioDriver(VirtioMmio(make(), memory, lambda _: None), memory)
+            assert bool(driver.features() & BlkFeature.RO) is read_only
+            driver.start()
+            status = driver.request([struct.pack("<IIQ", 1, 0, 0), b"w" * 512], [1])[1]
+        assert status == bytes([BlkStatus.IOERR if read_only else BlkStatus.OK])
+        assert disk.read_bytes().startswith(b"w") is (kept and not read_only)

@@ -16,8 +16,8 @@ def devices(words: str) -> tuple[DiskDevice | EntropyDevice, ...]:
     return parse_qemu_options(["-kernel", "k", *words.split()]).devices
 
 
-def drive(name: str, *, read_only: bool = False, format_given: bool = True) -> Drive:
-    return Drive(file=Path(name), read_only=read_only, format_given=format_given)
+def drive(name: str, *, read_only: bool = False, format_given: bool = True, snapshot: bool = False) -> Drive:
+    return Drive(file=Path(name), read_only=read_only, format_given=format_given, snapshot=snapshot)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,14 @@ def drive(name: str, *, read_only: bool = False, format_given: bool = True) -> D
         (
             "-blockdev file,node-name=n,filename=a -device driver=virtio-blk-device,drive=n",
             (DiskDevice(drive("a")),),
+        ),
+        (
+            "-drive file=a,format=raw,if=virtio,snapshot=on -drive file=b,format=raw,if=virtio",
+            (DiskDevice(drive("a", snapshot=True)), DiskDevice(drive("b"))),
+        ),
+        (
+            "-drive file=a,format=raw,if=virtio -snapshot -drive file=b,format=raw,if=virtio,snapshot=off",
+            (DiskDevice(drive("a", snapshot=True)), DiskDevice(drive("b"))),
         ),
         (
             "-device virtio-rng-device -drive file=a,if=virtio,id=i -device virtio-rng-device,id=r",
