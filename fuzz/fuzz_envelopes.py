@@ -8,8 +8,8 @@ from functools import partial
 from fuzz.evidence import evidence
 from fuzz.outcome import attempt
 from swsnp.abi.snp_report import REPORT_SIZE
+from swsnp.certs.classify import report_from_hcl, report_from_response
 from swsnp.errors import LayoutError
-from swsnp.verify.parse import report_from_hcl, report_from_response
 
 __all__ = ["one", "seeds"]
 

@@ -16,11 +16,11 @@ from tests.unit.verify.judging import failed
 from tests.unit.verify.judging import judge as verify
 
 from swsnp.abi.snp_report import Product
+from swsnp.certs.classify import report_from_hcl, report_from_response
 from swsnp.certs.crl import read_crl
 from swsnp.certs.signature import rsa_signed
 from swsnp.certs.x509_reader import read, read_all
 from swsnp.verify.chain import Chain, Signatures, check_revocation
-from swsnp.verify.parse import report_from_hcl, report_from_response
 from swsnp.verify.policy import Policy
 from swsnp.verify.result import Findings
 from swsnp.verify.roots import AMD_CA_SHA256, Roots

@@ -37,7 +37,15 @@ from swsnp.errors import InputError, LayoutError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Classified", "Form", "LOOKED_FOR", "classify", "form_of"]
+__all__ = [
+    "Classified",
+    "Form",
+    "LOOKED_FOR",
+    "classify",
+    "form_of",
+    "report_from_hcl",
+    "report_from_response",
+]
 
 _HCL_MAGIC: Final = b"HCLA"
 _HCL_HEADER: Final = 0x20
@@ -252,23 +260,48 @@ def _report(data: bytes) -> Classified:
 
 
 def _response(data: bytes) -> Classified:
-    header = MsgReportRspHeader.parse(data[: MsgReportRspHeader.SIZE])
-    if header.status:
-        raise InputError(
-            f"MSG_REPORT_RSP holds no report: status {header.status:#x}, report_size {header.report_size}, "
-            f"wanted 0 and {REPORT_SIZE} (AMD 56860)"
-        )
-    return Classified(form=Form.RESPONSE, report=_cut(data, MsgReportRspHeader.SIZE, "MSG_REPORT_RSP"))
+    return Classified(form=Form.RESPONSE, report=report_from_response(data))
 
 
 def _hcl(data: bytes) -> Classified:
-    return Classified(form=Form.HCL, report=_cut(data, _HCL_HEADER, "HCL envelope"))
+    return Classified(form=Form.HCL, report=report_from_hcl(data))
+
+
+def report_from_response(payload: bytes) -> bytes:
+    """The report in the payload of MSG_REPORT_RSP, as the guest driver hands it out.
+
+    Args:
+        payload: 20h bytes of header, the report, and whatever the buffer has left.
+
+    Raises:
+        LayoutError: a status, another size than a report's, or fewer bytes than that.
+    """
+    header = MsgReportRspHeader.parse_at(payload, 0)
+    if header.status or header.report_size != REPORT_SIZE:
+        raise LayoutError(
+            f"MSG_REPORT_RSP: status {header.status:#x}, report_size {header.report_size}, "
+            f"wanted 0 and {REPORT_SIZE} (AMD 56860)"
+        )
+    return _cut(payload, MsgReportRspHeader.SIZE, "MSG_REPORT_RSP")
+
+
+def report_from_hcl(blob: bytes) -> bytes:
+    """The report in the HCL envelope of a confidential VM on Azure.
+
+    Its REPORT_DATA is the hash of runtime data in the same envelope: comparing that is the caller's.
+
+    Raises:
+        LayoutError: no HCL envelope, or one that is cut off.
+    """
+    if blob[:4] != _HCL_MAGIC:
+        raise LayoutError(f"HCL envelope: begins with {blob[:4]!r}, wanted {_HCL_MAGIC!r}")
+    return _cut(blob, _HCL_HEADER, "HCL envelope")
 
 
 def _cut(data: bytes, start: int, where: str) -> bytes:
     report = bytes(data[start : start + REPORT_SIZE])
     if len(report) != REPORT_SIZE:
-        raise InputError(f"{where}: {len(report)} bytes after its header, wanted {REPORT_SIZE}")
+        raise LayoutError(f"{where}: {len(report)} bytes after its header, wanted {REPORT_SIZE}")
     return report
 
 

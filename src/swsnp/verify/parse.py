@@ -1,13 +1,12 @@
-"""Checks P1 to P6, P9, P10 and the envelopes around a report: form, before anything is believed.
+"""Checks P1 to P6, P9, P10: form, before anything is believed.
 
-Source: AMD 56860, ATTESTATION_REPORT and MSG_REPORT_RSP.
+Source: AMD 56860, ATTESTATION_REPORT.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from swsnp.abi.snp_message import MsgReportRspHeader
 from swsnp.abi.snp_report import (
     REPORT_SIZE,
     AttestationReport,
@@ -20,7 +19,6 @@ from swsnp.abi.snp_report import (
     product_of_cpu,
 )
 from swsnp.certs.kds_extensions import issuing_product
-from swsnp.errors import LayoutError
 from swsnp.verify.result import mask
 
 if TYPE_CHECKING:
@@ -31,14 +29,10 @@ __all__ = [
     "check_form",
     "check_product",
     "parse_report",
-    "report_from_hcl",
-    "report_from_response",
 ]
 
 
 _VERSIONS: Final = range(2, 6)
-_HCL_MAGIC: Final = b"HCLA"
-_HCL_HEADER: Final = 0x20
 _SIZE: Final = mask("P1")
 _FORM: Final = mask("P2", "P3", "P4", "P5", "P6")
 _BY_ISSUER: Final = mask("P10")
@@ -54,44 +48,6 @@ _SIGNING_KEYS: Final = (SigningKey.VCEK, SigningKey.VLEK)
 _FMS: Final = "CPUID_FAM_ID, CPUID_MOD_ID"
 _LAX_MODELS: Final = ((0x19, 0x01), (0x19, 0x11), (0x1A, 0x02))
 """Family and model of the only processors that go-sev-guest knows."""
-
-
-def report_from_response(payload: bytes) -> bytes:
-    """The report in the payload of MSG_REPORT_RSP, as the guest driver hands it out.
-
-    Args:
-        payload: 20h bytes of header, the report, and whatever the buffer has left.
-
-    Raises:
-        LayoutError: a status, another size than a report's, or fewer bytes than that.
-    """
-    header = MsgReportRspHeader.parse_at(payload, 0)
-    if header.status or header.report_size != REPORT_SIZE:
-        raise LayoutError(
-            f"MSG_REPORT_RSP: status {header.status:#x}, report of {header.report_size} bytes, "
-            f"wanted 0 and {REPORT_SIZE} (AMD 56860)"
-        )
-    return _cut(payload, MsgReportRspHeader.SIZE, "MSG_REPORT_RSP")
-
-
-def report_from_hcl(blob: bytes) -> bytes:
-    """The report in the HCL envelope of a confidential VM on Azure.
-
-    Its REPORT_DATA is the hash of runtime data in the same envelope: comparing that is the caller's.
-
-    Raises:
-        LayoutError: no HCL envelope, or one that is cut off.
-    """
-    if blob[:4] != _HCL_MAGIC:
-        raise LayoutError(f"HCL envelope: begins with {blob[:4]!r}, wanted {_HCL_MAGIC!r}")
-    return _cut(blob, _HCL_HEADER, "HCL envelope")
-
-
-def _cut(data: bytes, start: int, where: str) -> bytes:
-    report = bytes(data[start : start + REPORT_SIZE])
-    if len(report) != REPORT_SIZE:
-        raise LayoutError(f"{where}: {len(report)} bytes after its header, wanted {REPORT_SIZE}")
-    return report
 
 
 def parse_report(data: bytes, findings: Findings) -> AttestationReport | None:

@@ -89,7 +89,7 @@ class Verifier:
         """Verify an attestation report.
 
         Args:
-            report: 1,184 bytes; `parse.report_from_response` and `report_from_hcl` unwrap it.
+            report: 1,184 bytes; `report_from_response` and `report_from_hcl` of `certs.classify` unwrap it.
             certificates: candidates in any order, each DER or PEM, one or several: leaf, ASK or ASVK, ARK.
             table: the certificate table of an extended request. It is the host's word, like `certificates`.
             crls: revocation lists, DER or PEM. With none given, those of the table count.
