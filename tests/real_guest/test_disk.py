@@ -27,13 +27,14 @@ from swsnp.measure.kernel_image import read_kernel
 from swsnp.verify import Roots, verify
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.conftest import Skip
     from tests.real_guest.lanes import Lane
 
     from swsnp.machine import Machine
 
 _LINE: Final = "console=ttyS0 quiet random.trust_cpu=on tsc=reliable root=/dev/vda rw"
-_LONGEST_S: Final = 600
 _TOOLS: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 _SOURCE: Final = Path(__file__).with_name("disk_init.c")
 
@@ -63,7 +64,9 @@ def command_of(kernel: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def disk(cannot_run: Skip, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+def disk(
+    cannot_run: Skip, tmp_path_factory: pytest.TempPathFactory, seconds_left: Callable[[], float]
+) -> Answers:
     """Boots both kernels from one image."""
     if not os.environ.get("REAL_GUEST"):
         cannot_run("real guests take minutes", "make real-guest", avoidable=False)
@@ -75,7 +78,7 @@ def disk(cannot_run: Skip, tmp_path_factory: pytest.TempPathFactory) -> Answers:
     make = [tool("mke2fs", cannot_run), "-q", "-t", "ext4", "-d", str(tree), str(job / "root.img"), "16M"]
     subprocess.run(make, check=True, capture_output=True)
     lane: Lane = {name_of(kernel): command_of(kernel) for kernel in KERNELS}
-    return Answers(job, run_lanes(here_or_nested(), job, [lane], timeout_s=_LONGEST_S))
+    return Answers(job, run_lanes(here_or_nested(), job, [lane], timeout_s=seconds_left()))
 
 
 def file_of(disk: Answers, name: str, cannot_run: Skip) -> bytes:
