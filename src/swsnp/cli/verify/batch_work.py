@@ -124,7 +124,7 @@ class Judge:
 
 def _result_line(row_id: RowId, verdict: str, report: bytes, verification: Verification) -> str:
     """As `json.dumps` would write it, which costs more than it says for so little."""
-    row = json.dumps(row_id) if isinstance(row_id, str) else row_id
+    row = str(row_id) if isinstance(row_id, int) else json.dumps(row_id)
     digest = hashlib.sha256(report).hexdigest()
     product = f'"{verification.product.value}"' if verification.product else "null"
     line = f'{{"row": {row}, "verdict": "{verdict}", "sha256": "{digest}", "product": {product}'
