@@ -58,7 +58,7 @@ def options_of(kernel: str) -> list[str]:
 
 
 def command_of(kernel: str) -> list[str]:
-    line = [sys.executable, "-m", "swsnp", "vm", "--seed", SEED, "--timeout", "400", "-no-reboot"]
+    line = [sys.executable, "-m", "swsnp", "vm", "--seed", SEED, "--timeout", "300", "-no-reboot"]
     line += ["--stats", f"$JOB/{name_of(kernel)}.json", "--modules", str(BUILD / kernel)]
     return [*line, *options_of(kernel), "-append", f"{_LINE} from={kernel}"]
 

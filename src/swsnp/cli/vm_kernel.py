@@ -51,7 +51,7 @@ _FLUSH_S: Final = 0.05
 
 
 def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
-    """Boot the kernel; the exit code is the guest's own status, 0 after a reset with -no-reboot.
+    """Boot the kernel; the exit code is the guest's own status, 0 after power-off, or reset with -no-reboot.
 
     Files are judged first, then the host. With --exec it is the program's, and the guest boots once.
     """
