@@ -142,12 +142,13 @@ def parse(data: bytes) -> tuple[TableEntry, ...]:
         LayoutError: a rule is broken; the text names the entry and the numbers.
     """
     return tuple(
-        TableEntry(guid=guid, data=bytes(data[start:end]), offset=start) for guid, start, end in places(data)
+        TableEntry(guid=UUID(bytes=guid), data=bytes(data[start:end]), offset=start)
+        for guid, start, end in places(data)
     )
 
 
-def places(data: bytes) -> tuple[tuple[UUID, int, int], ...]:
-    """GUID, start and end of the data of every entry that `parse` would return; LayoutError as `parse`."""
+def places(data: bytes) -> tuple[tuple[bytes, int, int], ...]:
+    """The GUID's bytes, start and end of the data of every entry of `parse`; LayoutError as there."""
     head = bytes(data[: _head_size(data)])
     return (_known_places if len(head) <= _LARGEST_KEPT else _places)(head, len(data))
 
@@ -163,17 +164,14 @@ def _head_size(data: bytes) -> int:
     )
 
 
-def _places(head: bytes, size: int) -> tuple[tuple[UUID, int, int], ...]:
+def _places(head: bytes, size: int) -> tuple[tuple[bytes, int, int], ...]:
     """The same from what stands before the terminator: rules 2 to 4."""
     heads = [CertTableEntry.parse_at(head, at) for at in range(0, len(head), ENTRY_SIZE)]
     first = len(head) + ENTRY_SIZE
-    guids = [_guid(number, each, first, size) for number, each in enumerate(heads)]
-    _refuse_duplicates(guids)
+    _refuse_duplicates([_guid(number, each, first, size) for number, each in enumerate(heads)])
     # nothing is cut out before that: thousands of entries could each claim the whole blob
     _refuse_overlaps(heads)
-    return tuple(
-        (guid, each.offset, each.offset + each.length) for guid, each in zip(guids, heads, strict=True)
-    )
+    return tuple((each.guid, each.offset, each.offset + each.length) for each in heads)
 
 
 _known_places = lru_cache(maxsize=64)(_places)

@@ -58,6 +58,8 @@ OID_RSASSA_PSS: Final = "1.2.840.113549.1.1.10"
 OID_RSA: Final = "1.2.840.113549.1.1.1"
 OID_EC: Final = "1.2.840.10045.2.1"
 OID_COMMON_NAME: Final = "2.5.4.3"
+_LONG_SEQUENCE: Final = bytes((der.SEQUENCE, 0x82))
+"""How a DER value of 256 to 65,535 bytes begins: a length of two bytes follows."""
 _PEM_MARK: Final = b"-----BEGIN"
 _PEM_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.DOTALL)
 _EXTENSION_TAGS: Final = (
@@ -74,12 +76,15 @@ def to_der(data: bytes, *, label: bytes = b"CERTIFICATE") -> tuple[bytes, ...]:
     """The DER objects in a file: all PEM blocks with that label, or the one DER value that is all of it.
 
     Text around PEM blocks is allowed, as OpenSSL prints it; blocks with other labels are passed over.
+    What is one DER value by its header is that, whatever text stands in it.
 
     Raises:
         InputError: empty, a PEM block that is cut off or not base64, or no block of this kind.
     """
     if not data:
         raise InputError("certificate: got 0 bytes, wanted PEM or DER")
+    if data[:2] == _LONG_SEQUENCE and int.from_bytes(data[2:4], "big") == len(data) - 4:
+        return (data,)  # told without a look at all of it
     if _PEM_MARK not in data:
         return (data,)
     blocks = _PEM_BLOCK.findall(data)

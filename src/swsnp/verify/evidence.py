@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
-from uuid import UUID
 
 from swsnp.abi.ghcb import CertTableGuid
 from swsnp.abi.snp_report import SigningKey
@@ -33,7 +32,7 @@ _CRL: Final = CertTableGuid.CRL
 _MEANT: Final = {
     form: guid
     for guid in (CertTableGuid.VCEK, CertTableGuid.VLEK, CertTableGuid.ASK, CertTableGuid.ARK, _CRL)
-    for form in (guid, UUID(bytes=guid.bytes_le))
+    for form in (guid.bytes, guid.bytes_le)
 }
 """In either byte order; entries with other GUIDs are nothing to us."""
 _SIGNING_KEYS: Final = {"vcek": int(SigningKey.VCEK), "vlek": int(SigningKey.VLEK)}

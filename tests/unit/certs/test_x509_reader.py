@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from swsnp.abi.snp_report import Product, TcbVersion
 from swsnp.amd_ca import assemble
 from swsnp.certs.crl import read_crl
-from swsnp.certs.x509_reader import BasicConstraints, EcKey, PssParameters, RsaKey, read, read_all, to_pem
+from swsnp.certs.x509_reader import (
+    BasicConstraints,
+    EcKey,
+    PssParameters,
+    RsaKey,
+    read,
+    read_all,
+    to_der,
+    to_pem,
+)
 from swsnp.errors import InputError, LayoutError
 
 if TYPE_CHECKING:
@@ -145,6 +154,16 @@ def test_parameters_of_a_wrong_kind_are_refused(tag: int) -> None:
     with pytest.raises(LayoutError, match="RSASSA-PSS parameters") as refused:
         read(certificate(replace(LEAF, algorithm=broken)))
     assert "\n" not in str(refused.value)
+
+
+def test_one_der_value_is_no_pem() -> None:
+    """What is one DER value by its header is read as that, also with a whole PEM block in an extension."""
+    inside = assemble._extension("1.2.3", to_pem(certificate()))
+    data = certificate(replace(LEAF, extensions=(*LEAF.extensions, inside)))
+    assert to_der(data) == (data,)
+    assert read(data).extension("1.2.3") is not None
+    for other in (data + b"\n", data[:2] + b"\0" + data[3:], b"1" + data[1:]):
+        assert to_der(other) == (certificate(),)
 
 
 def test_pem_bundles() -> None:
