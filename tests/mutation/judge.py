@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import select
@@ -33,12 +34,14 @@ if TYPE_CHECKING:
 __all__ = ["Judge", "Result", "Verdict"]
 
 _FEW: Final = 5
+_ENDED, _NONE_FAILED = b".", b"-"
+"""The last byte that a child says; what its tests left running may keep the pipe open."""
 _TIMES: Final = 20
-"""How much longer than in the first run a child's tests may take."""
+"""How much longer than in the first run each of a child's tests may take."""
 _LEAST_PATIENCE_S: Final = 2
-"""Processor time that a child may take besides."""
+"""Processor time that it may take besides."""
 _WAIT_S: Final = 30.0
-"""How long it may live besides: for mutants that sleep."""
+"""Time by the clock that it may take besides: for mutants that sleep."""
 
 
 class Verdict(StrEnum):
@@ -75,11 +78,18 @@ _Witnesses: TypeAlias = dict[int, list[_Witness]]
 
 @dataclass(slots=True)
 class _Child:
+    """`heard` is what came through `pipe`: a line for each test that it began, the `last` one's place."""
+
     pid: int
     mutant: Mutant
     tests: Sequence[_Witness]
     ends_at: float
     pipe: int
+    heard: bytes = b""
+
+    @property
+    def last(self) -> int:
+        return self.heard.count(b"\n") - 1
 
 
 @dataclass(slots=True, eq=False)
@@ -176,36 +186,43 @@ class Judge:
             os.close(reading)
             _be_the_child(mutant, tests, writing)
         os.close(writing)
-        ends_at = self.monotonic() + _WAIT_S + _usual(tests)
-        return _Child(pid, mutant, tests, ends_at, reading)
+        return _Child(pid, mutant, tests, self.monotonic() + _WAIT_S, reading)
 
     def _reap(self, running: dict[int, _Child]) -> None:
-        """Wait for one child, or end those whose time is over."""
-        left = min(child.ends_at for child in running.values()) - self.monotonic()
-        ready, _, _ = select.select(list(running), [], [], max(left, 0))
-        now = self.monotonic()
-        late = [] if ready else [pipe for pipe, child in running.items() if child.ends_at <= now]
-        for pipe in (*ready, *late):
-            child = running.pop(pipe)
-            if pipe in late:
-                os.kill(child.pid, signal.SIGKILL)
-            answer = os.read(pipe, 8)
-            os.close(pipe)
-            _, status = os.waitpid(child.pid, 0)
-            spent = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
-            self.results.append(_result(child, answer, late=spent or pipe in late))
+        """Listen to the children until one has come to its end, or end those whose time is over."""
+        while True:
+            left = min(child.ends_at for child in running.values()) - self.monotonic()
+            ready, _, _ = select.select(list(running), [], [], max(left, 0))
+            ended = [pipe for pipe in ready if not self._hear(running[pipe])]
+            now = self.monotonic()
+            late = [] if ready else [pipe for pipe, child in running.items() if child.ends_at <= now]
+            for pipe in (*ended, *late):
+                child = running.pop(pipe)
+                if pipe in late:
+                    os.kill(child.pid, signal.SIGKILL)
+                os.close(pipe)
+                _, status = os.waitpid(child.pid, 0)
+                self.results.append(_result(child, status, late=pipe in late))
+            if ended or late:
+                return
+
+    def _hear(self, child: _Child) -> bool:
+        """Take what a child says: each test that it begins has its own time. False at the end."""
+        said = os.read(child.pipe, 4096)
+        child.heard += said
+        if child.last >= 0:
+            child.ends_at = self.monotonic() + _WAIT_S + _TIMES * child.tests[child.last].cost
+        return bool(said) and not said.endswith((_ENDED, _NONE_FAILED))
 
 
-def _result(child: _Child, answer: bytes, *, late: bool) -> Result:
-    tests = len(child.tests)
-    if late:
-        return Result(child.mutant, Verdict.TIMEOUT, tests, child.tests[0].item.nodeid)
-    if not answer:  # the child died: no test can overlook that
-        return Result(child.mutant, Verdict.KILLED, tests, child.tests[0].item.nodeid)
-    number = int(answer)
-    if number < 0:
-        return Result(child.mutant, Verdict.SURVIVED, tests)
-    return Result(child.mutant, Verdict.KILLED, tests, child.tests[number].item.nodeid)
+def _result(child: _Child, status: int, *, late: bool) -> Result:
+    """What came of a child: the last test that it began, unless it said that none is left."""
+    last = child.tests[max(child.last, 0)].item.nodeid
+    if late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
+        return Result(child.mutant, Verdict.TIMEOUT, len(child.tests), last)
+    if child.heard.endswith(_NONE_FAILED):
+        return Result(child.mutant, Verdict.SURVIVED, len(child.tests))
+    return Result(child.mutant, Verdict.KILLED, len(child.tests), last)  # or it died: no test overlooks that
 
 
 def _chosen(witnesses: Sequence[_Witness], attempts: int) -> Sequence[_Witness]:
@@ -225,34 +242,31 @@ def _unlike(item: pytest.Item, following: pytest.Item) -> pytest.Item:
     return following if following is not item else item.parent  # type: ignore[return-value]
 
 
-def _usual(tests: Sequence[_Witness]) -> float:
-    """Seconds that are not too long for these tests."""
-    return _TIMES * sum(each.cost for each in tests)
-
-
 def _be_the_child(mutant: Mutant, tests: Sequence[_Witness], pipe: int) -> None:
-    """Switch the mutant on, run the tests, say which one failed; never returns."""
-    answer = b""
+    """Switch the mutant on, run the tests until one fails, say whether one did; never returns."""
+    end = _ENDED
     try:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(nowhere, fd)
-        patience = _LEAST_PATIENCE_S + round(_usual(tests))
-        resource.setrlimit(resource.RLIMIT_CPU, (patience, resource.RLIM_INFINITY))
         SWITCH.active = mutant.number
-        answer = b"%d" % _first_failure(mutant, tests)
+        if not _fails(mutant, tests, pipe):
+            end = _NONE_FAILED
     finally:
-        os.write(pipe, answer)
+        os.write(pipe, end)
         os._exit(0)
 
 
-def _first_failure(mutant: Mutant, tests: Sequence[_Witness]) -> int:
-    """The place of the first test that fails, or -1."""
+def _fails(mutant: Mutant, tests: Sequence[_Witness], pipe: int) -> bool:
+    """Run the tests until one fails; each is told of before, and may take its own time."""
     state = tests[0].item.session._setupstate
     for at, each in enumerate(tests):
+        os.write(pipe, b"%d\n" % at)
+        patience = _LEAST_PATIENCE_S + math.ceil(time.process_time() + _TIMES * each.cost)
+        resource.setrlimit(resource.RLIMIT_CPU, (patience, resource.RLIM_INFINITY))
         # what a session fixture did is done: make those again where the mutant may have mattered to them
         state.teardown_exact(None if mutant.number in each.in_setup else each.item)
         reports = runtestprotocol(each.item, log=False, nextitem=_unlike(each.item, each.item))
         if any(report.failed for report in reports):
-            return at
-    return -1
+            return True
+    return False
