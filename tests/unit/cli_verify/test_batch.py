@@ -31,7 +31,10 @@ from swsnp.cli.verify.batch_rows import (
     open_source,
     read_row,
 )
+from swsnp.cli.verify.batch_work import Judge
+from swsnp.cli.verify.evidence import Evidence
 from swsnp.errors import HostError, InputError, SwsnpError, UsageError
+from swsnp.verify import Policy, Roots
 
 if TYPE_CHECKING:
     from tests.unit.cli_verify.conftest import Files
@@ -363,6 +366,27 @@ def test_without_pyarrow(files: Files, content: dict[str, bytes], monkeypatch: p
     assert files.verify("--batch", directory(files, content), *files.certified, *files.wanted)[0] == 1
 
 
+def judge_of(files: Files) -> Judge:
+    """AMD's roots, the default policy, and nothing wanted besides."""
+    return Judge(
+        evidence=Evidence(roots=Roots.amd(), policy=Policy()),
+        engine="cryptography",
+        product=None,
+        like=None,
+        at=files.at,
+        report_data=None,
+        measurement=None,
+    )
+
+
+@pytest.mark.parametrize("name", [7, "a/b.bin", 'a "quoted" name\\', "\n", "\udcff"])
+def test_row_names(files: Files, content: dict[str, bytes], name: int | str) -> None:
+    """RFC 8259: whatever a file is called, its line is JSON and gives the name back."""
+    (line,), _ = judge_of(files).start()([(name, Row(content["report.bin"]))])
+    assert json.loads(line)["row"] == name
+    assert line.count("\n") == 0
+
+
 @pytest.mark.parametrize(
     ("row", "error"),
     [
@@ -379,19 +403,7 @@ def test_without_pyarrow(files: Files, content: dict[str, bytes], monkeypatch: p
 )
 def test_unreadable_rows(files: Files, content: dict[str, bytes], row: Row, error: str) -> None:
     """What cannot be read in a row is named by its column."""
-    from swsnp.cli.verify.batch_work import Judge
-    from swsnp.cli.verify.evidence import Evidence
-    from swsnp.verify import Policy, Roots
-
-    judge = Judge(
-        evidence=Evidence(roots=Roots.amd(), policy=Policy()),
-        engine="cryptography",
-        product=None,
-        like=None,
-        at=files.at,
-        report_data=None,
-        measurement=None,
-    )
+    judge = judge_of(files)
     real = content["report.bin"]
     report, vcek = (real if each == b"R" else each for each in (row.report, row.vcek))
     row = row._replace(report=report, vcek=vcek)
