@@ -4,7 +4,7 @@ One issuer's leaves for one TCB have the same bytes at the same places, but for 
 the HWID and the signature. Where these lie follows from tags and lengths, and those are among the bytes that
 are the same. So the places are known from the first leaf, and of the next one the general reader would find
 the same structure. What lies in them is taken by the functions that it uses, so that errors are the same.
-See docs/adr/0013.
+See docs/adr/0014.
 """
 
 from __future__ import annotations

@@ -265,7 +265,7 @@ def check_times(judged: Judged, at: datetime, policy: Policy, findings: Findings
 def _check_shared(
     leaf: Template, intermediate: Template, root: Template, product: Product | None
 ) -> tuple[Finding, ...]:
-    """C2, C4, C7, and C9 but for the profile: nothing in them is the chip's own, see docs/adr/0013."""
+    """C2, C4, C7, and C9 but for the profile: nothing in them is the chip's own, see docs/adr/0014."""
     findings = Findings()
     _check_names(leaf, intermediate, root, product, findings)
     for each in (root, intermediate, leaf):

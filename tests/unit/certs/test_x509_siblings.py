@@ -1,4 +1,4 @@
-"""Certificates cut out by what a sibling's reading has shown. Source: docs/adr/0013.
+"""Certificates cut out by what a sibling's reading has shown. Source: docs/adr/0014.
 
 The general reader is the judge: whatever is cut out, it has to read the same, and to refuse the same.
 """

@@ -1,4 +1,4 @@
-"""What a verifier remembers, and what follows from templates. Source: docs/adr/0010, docs/adr/0013."""
+"""What a verifier remembers, and what follows from templates. Source: docs/adr/0010, docs/adr/0014."""
 
 from __future__ import annotations
 
