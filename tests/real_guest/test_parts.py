@@ -89,7 +89,7 @@ def test_machines_are_lost_for_ever(tmp_path: Path) -> None:
     ("program", "words"),
     [
         ("exit 0", "it died; its last words are above and in"),
-        ("sleep 60", "it gave no sign of life for 0.5 s, and was stopped"),
+        ("while :; do :; done", "it gave no sign of life for 0.5 s, and was stopped"),
     ],
 )
 def test_outer_machine_is_lost(
@@ -97,8 +97,17 @@ def test_outer_machine_is_lost(
 ) -> None:
     """A machine that ends without a status, and one that hangs, are told from a script that fails."""
     monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_S", 0.5)
+    monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_CPU_S", 0.2)
     with pytest.raises(MachineLostError, match=words):
-        fake_machine(monkeypatch, tmp_path, f"exec {program}").run(tmp_path, "true", timeout_s=30)
+        fake_machine(monkeypatch, tmp_path, program).run(tmp_path, "true", timeout_s=30)
+
+
+def test_outer_machine_has_to_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that the host gives no time is silent, and not lost."""
+    monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_S", 0.1)
+    with pytest.raises(HostError, match="was stopped after 1 s") as caught:
+        fake_machine(monkeypatch, tmp_path, "exec sleep 60").run(tmp_path, "true", timeout_s=1.4)
+    assert not isinstance(caught.value, MachineLostError)
 
 
 def test_outer_machine_takes_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
