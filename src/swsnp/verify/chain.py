@@ -6,28 +6,23 @@ Certificates are told apart by what is in them, never by their place in a file o
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from swsnp.abi.kds import ark_name, ask_name, asvk_name
 from swsnp.abi.snp_report import Product, SigningKey
 from swsnp.certs.crl import OID_AUTHORITY_KEY_ID, OID_CRL_NUMBER
-from swsnp.certs.kds_extensions import LEAF_OIDS, LeafProfile, issuing_product, leaf_kind, leaf_profile
-from swsnp.certs.signature import AMD_PSS, pss_signed
+from swsnp.certs.kds_extensions import LeafProfile, issuing_product, leaf_profile
+from swsnp.certs.signature import pss_signed
 from swsnp.certs.x509 import (
-    OID_BASIC_CONSTRAINTS,
-    OID_KEY_USAGE,
     OID_P384,
     Certificate,
     EcKey,
     RsaKey,
-    SignatureAlgorithm,
-    Template,
 )
 from swsnp.errors import LayoutError
 from swsnp.verify.memory import Memory
 from swsnp.verify.result import Findings, mask
 from swsnp.verify.roots import spki_sha256
+from swsnp.verify.shared_checks import check_algorithm, check_shared, known_shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +46,6 @@ __all__ = [
 
 _KIND: Final = {int(SigningKey.VCEK): "vcek", int(SigningKey.VLEK): "vlek"}
 _RSA: Final = RsaKey(size=4096, exponent=65537)
-_CERT_SIGN: Final = 5
 _CRL_SIGN: Final = 6
 _PRESENT: Final = mask("C1")
 _CHAIN: Final = mask("C2", "C3", "C4", "C5", "C6", "C7", "C9")
@@ -62,18 +56,6 @@ _LARGEST_KEPT: Final = 16 * 1024
 """Bytes of three certificates that are worth remembering."""
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _STRUCT_VERSIONS: Final = (0, 1)
-_OID_SUBJECT_KEY_ID: Final = "2.5.29.14"
-_OID_CRL_DISTRIBUTION_POINTS: Final = "2.5.29.31"
-_UNDERSTOOD: Final = frozenset(
-    (
-        OID_KEY_USAGE,
-        OID_BASIC_CONSTRAINTS,
-        _OID_SUBJECT_KEY_ID,
-        OID_AUTHORITY_KEY_ID,
-        _OID_CRL_DISTRIBUTION_POINTS,
-        *LEAF_OIDS,
-    )
-)
 _CRL_UNDERSTOOD: Final = frozenset((OID_AUTHORITY_KEY_ID, OID_CRL_NUMBER))
 
 
@@ -235,7 +217,7 @@ def check_chain(
         return None
     leaf, intermediate, root = chain.leaf, chain.intermediate, chain.root
     small = len(leaf.der) + len(intermediate.der) + len(root.der) <= _LARGEST_KEPT
-    shared = (_known_shared if small else _check_shared)(
+    shared = (known_shared if small else check_shared)(
         leaf.template, intermediate.template, root.template, product
     )
     findings.take(shared, 0)
@@ -262,45 +244,6 @@ def check_times(judged: Judged, at: datetime, policy: Policy, findings: Findings
         _check_crl_time(crl, at, policy, findings)
 
 
-def _check_shared(
-    leaf: Template, intermediate: Template, root: Template, product: Product | None
-) -> tuple[Finding, ...]:
-    """C2, C4, C7, and C9 but for the profile: nothing in them is the chip's own, see docs/adr/0014."""
-    findings = Findings()
-    _check_names(leaf, intermediate, root, product, findings)
-    for each in (root, intermediate, leaf):
-        _check_algorithm("C4", each.subject_cn, each.inner_algorithm, each.algorithm, findings)
-    _check_usage(leaf, intermediate, root, findings)
-    for each in (root, intermediate, leaf):
-        for extension in each.extensions:
-            if extension.critical and extension.oid not in _UNDERSTOOD:
-                name = f"extension of {each.subject_cn}"
-                findings.fail("C9", name, f"{extension.oid}, critical", "a known one")
-    return tuple(findings.noted)
-
-
-_known_shared = lru_cache(maxsize=256)(_check_shared)
-"""The same, remembered: the chips of a line share their templates."""
-
-
-def _check_names(
-    leaf: Template, intermediate: Template, root: Template, product: Product | None, findings: Findings
-) -> None:
-    for below, above in ((leaf, intermediate), (intermediate, root), (root, root)):
-        if below.issuer != above.subject:
-            name = f"issuer of {below.subject_cn}"
-            findings.fail("C2", name, below.issuer.hex(), above.subject.hex())
-    named = issuing_product(leaf)
-    if named is None:
-        findings.fail("C2", "issuer of the leaf", leaf.issuer_cn, "SEV-{P}, for a VLEK SEV-VLEK-{P}")
-        return
-    issuer = ask_name(named) if leaf_kind(leaf) == "vcek" else asvk_name(named)
-    findings.holds("C2", intermediate.subject_cn == issuer, "CA", intermediate.subject_cn, issuer)
-    findings.holds("C2", root.subject_cn == ark_name(named), "root", root.subject_cn, ark_name(named))
-    told = "unknown" if product is None else product.value
-    findings.holds("C2", named is product, "product of the chain", named.value, f"{told}, as the report's")
-
-
 def _check_keys(chain: Chain, findings: Findings) -> None:
     for each in (chain.root, chain.intermediate):
         if each.key != _RSA:
@@ -308,15 +251,6 @@ def _check_keys(chain: Chain, findings: Findings) -> None:
     key = chain.leaf.key
     if not (isinstance(key, EcKey) and key.curve == OID_P384 and key.x):
         findings.fail("C3", f"key of {chain.leaf.subject_cn}", key, "an uncompressed point of P-384")
-
-
-def _check_algorithm(
-    check: str, name: str, inner: SignatureAlgorithm, outer: SignatureAlgorithm, findings: Findings
-) -> None:
-    if inner.der != outer.der:
-        findings.fail(check, f"algorithms of {name}", outer.der.hex(), inner.der.hex())
-    if outer.pss != AMD_PSS:
-        findings.fail(check, f"algorithm of {name}", outer.pss or outer.oid, AMD_PSS)
 
 
 def _check_root(chain: Chain, product: Product | None, roots: Roots | None, findings: Findings) -> None:
@@ -338,25 +272,6 @@ def _check_signatures(
         if not good:
             wanted = f"one by {issuer.subject_cn}"
             findings.fail("C6", f"signature of {signed.subject_cn}", "another's", wanted)
-
-
-def _check_usage(leaf: Template, intermediate: Template, root: Template, findings: Findings) -> None:
-    try:
-        for below, each in ((1, root), (0, intermediate)):
-            name = each.subject_cn
-            basic, usage = each.basic_constraints(), each.key_usage()
-            deep = basic is None or basic.path_length is None or basic.path_length >= below
-            if basic is None or not (basic.ca and basic.critical and deep):
-                findings.fail("C7", f"BasicConstraints of {name}", basic, "critical, CA")
-            if usage is None or _CERT_SIGN not in usage:
-                findings.fail("C7", f"KeyUsage of {name}", sorted(usage or ()), "keyCertSign (5)")
-        basic, usage = leaf.basic_constraints(), leaf.key_usage()
-        if basic is not None and basic.ca:
-            findings.fail("C7", "BasicConstraints of the leaf", basic, "no CA")
-        if usage is not None and _CERT_SIGN in usage:
-            findings.fail("C7", "KeyUsage of the leaf", sorted(usage), "no keyCertSign (5)")
-    except LayoutError as error:
-        findings.fail("C7", "extension", error, "BasicConstraints and KeyUsage in form")
 
 
 def _check_validity(chain: Chain, at: datetime, policy: Policy, findings: Findings) -> None:
@@ -431,7 +346,7 @@ def _of_root(root: Certificate, crls: Sequence[Crl]) -> tuple[Crl, ...]:
 
 
 def _check_crl(crl: Crl, chain: Chain, signatures: Signatures, findings: Findings) -> None:
-    _check_algorithm("C10", "the CRL", crl.inner_algorithm, crl.algorithm, findings)
+    check_algorithm("C10", "the CRL", crl.inner_algorithm, crl.algorithm, findings)
     signed = signatures.signed(crl, chain.root)
     findings.holds("C10", _signs_crls(chain.root), "KeyUsage of the root", "no cRLSign", "cRLSign (6)")
     findings.holds("C10", signed, "signature of the CRL", "another's", f"one by {chain.root.subject_cn}")

@@ -14,6 +14,7 @@ from swsnp.certs.x509_reader import read
 from swsnp.crypto.ecdsa import SigningKey
 from swsnp.verify import chain
 from swsnp.verify.memory import Memory
+from swsnp.verify.shared_checks import known_shared
 
 if TYPE_CHECKING:
     from tests.unit.verify.conftest import Bench
@@ -49,9 +50,9 @@ def test_templates_are_judged_for_their_product(milan: Bench) -> None:
     """C2. What is remembered of a chain's templates is found again by the report's product, too."""
     leaf, ask, ark = (read(each).template for each in milan.certificates)
     for _ in range(2):
-        assert chain._known_shared(leaf, ask, ark, Product.MILAN) == ()
-        assert [each.check for each in chain._known_shared(leaf, ask, ark, Product.GENOA)] == ["C2"]
-        assert [each.field for each in chain._known_shared(leaf, ark, ark, Product.MILAN)][1:2] == ["CA"]
+        assert known_shared(leaf, ask, ark, Product.MILAN) == ()
+        assert [each.check for each in known_shared(leaf, ask, ark, Product.GENOA)] == ["C2"]
+        assert [each.field for each in known_shared(leaf, ark, ark, Product.MILAN)][1:2] == ["CA"]
 
 
 def test_siblings_are_judged_once(milan: Bench) -> None:
@@ -62,7 +63,7 @@ def test_siblings_are_judged_once(milan: Bench) -> None:
     spoiled = other[:-1] + bytes((other[-1] ^ 1,))
     for leaf, checks in ((other, ["R1", "R3"]), (spoiled, ["C6", "R1", "R3"])):
         assert failed(check(milan, certificates=[leaf, *milan.certificates[1:]])) == checks
-    assert chain._known_shared.cache_info().misses == 1
+    assert known_shared.cache_info().misses == 1
     assert kds_extensions._known_profile.cache_info().misses == 1
 
 
@@ -70,10 +71,10 @@ def test_large_templates_are_not_kept(milan: Bench, monkeypatch: pytest.MonkeyPa
     """What a host sends is bounded before it is remembered; the verdict is the same."""
     size = sum(map(len, milan.certificates))
     for limit, kept in ((size, 1), (size - 1, 0)):
-        chain._known_shared.cache_clear()
+        known_shared.cache_clear()
         monkeypatch.setattr(chain, "_LARGEST_KEPT", limit)
         assert check(milan).authenticated
-        assert chain._known_shared.cache_info().currsize == kept
+        assert known_shared.cache_info().currsize == kept
     for limit, kept in ((len(milan.vcek), 1), (len(milan.vcek) - 1, 0)):
         kds_extensions._known_profile.cache_clear()
         monkeypatch.setattr(kds_extensions, "_LARGEST_KEPT", limit)
