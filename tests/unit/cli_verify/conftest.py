@@ -10,6 +10,8 @@ import pytest
 
 from swsnp.abi.snp_message import MsgReportRspHeader
 from swsnp.abi.snp_report import AttestationReport
+from swsnp.amd_ca.kds_double import KdsDouble
+from swsnp.amd_ca.kds_server import KdsServer
 from swsnp.certs import table
 from swsnp.certs.x509_reader import to_pem
 from swsnp.cli import main
@@ -64,6 +66,18 @@ class Files:
     def json(self, *arguments: str) -> tuple[int, dict[str, Any]]:
         code, out, _ = self.verify(*arguments, "--json")
         return code, json.loads(out)
+
+
+def genuine_looking(content: dict[str, bytes], **changes: Any) -> bytes:
+    """A report that does not carry the mark of an emulated chip; its signature is another's."""
+    return bytes(AttestationReport.parse(content["report.bin"]).but(chip_id=bytes(range(64)), **changes))
+
+
+@pytest.fixture(scope="module")
+def service(seeded_machine: Machine) -> Any:
+    """The key service of the machine, on a socket."""
+    with KdsServer(KdsDouble([seeded_machine], now=seeded_machine.now)) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

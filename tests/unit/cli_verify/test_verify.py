@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
-from argparse import Namespace
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.cli_verify.conftest import genuine_looking
 
 from swsnp.abi.snp_report import AttestationReport, GuestPolicy, Product
 from swsnp.amd_ca.kds_double import KdsDouble
@@ -16,7 +16,7 @@ from swsnp.amd_ca.kds_server import KdsServer
 from swsnp.cli import main
 from swsnp.cli.common import utc_now
 from swsnp.cli.verify import run
-from swsnp.cli.verify.evidence import Evidence, _with_list
+from swsnp.cli.verify.evidence import Evidence, wanted_list
 from swsnp.machine import Machine
 from swsnp.verify import Policy, Roots
 
@@ -234,7 +234,6 @@ def test_like_go_sev_guest(files: Files, seeded_machine: Machine) -> None:
         (("x", "--batch", "y"), "wanted either REPORT or --batch"),
         (("x", "--out", "y"), "--out and --jobs go with --batch"),
         (("x", "--jobs", "2"), "--out and --jobs go with --batch"),
-        (("--batch", "x", "--kds", "http://x"), "--kds does not go with --batch"),
         (("x", "--report-data", "00"), "--report-data: got 1 bytes, wanted 64"),
         (("x", "--measurement", "zz"), "--measurement: got 'zz', wanted 48 bytes in hexadecimal"),
         (("x", "--at", "today"), "--at: got 'today', wanted a time such as"),
@@ -259,11 +258,6 @@ def test_two_tables(files: Files) -> None:
     assert "got 2 certificate tables, wanted one" in err
 
 
-def genuine_looking(content: dict[str, bytes], **changes: Any) -> bytes:
-    """A report that does not carry the mark of an emulated chip; its signature is another's."""
-    return bytes(AttestationReport.parse(content["report.bin"]).but(chip_id=bytes(range(64)), **changes))
-
-
 def test_refusal_names_what_to_fetch(files: Files, content: dict[str, bytes]) -> None:
     """Offline is the default: a missing leaf or issuer is a refusal that names the URL and the option."""
     report = files.write("genuine.bin", genuine_looking(content))
@@ -284,13 +278,6 @@ def test_nothing_to_fetch_for_a_vlek(files: Files, content: dict[str, bytes]) ->
     report = files.write("vlek.bin", genuine_looking(content, signer_info=signer))
     urls = [each["url"] for each in files.json(report)[1]["fetch"]]
     assert urls == ["https://kdsintf.amd.com/vlek/v1/Milan/cert_chain"]
-
-
-@pytest.fixture(scope="module")
-def service(seeded_machine: Machine) -> Any:
-    """The key service of the machine, on a socket."""
-    with KdsServer(KdsDouble([seeded_machine], now=seeded_machine.now)) as server:
-        yield server
 
 
 def test_kds(files: Files, service: KdsServer) -> None:
@@ -319,11 +306,6 @@ def test_kds_is_not_asked_for_what_is_there(files: Files, service: KdsServer) ->
 
 def test_no_list_where_it_is_known_already(files: Files, content: dict[str, bytes]) -> None:
     """A revocation list is asked for only where none was given, and a leaf says whose it would be."""
-
-    class Nobody:
-        def crl(self, product: object, kind: str) -> bytes:
-            raise AssertionError(product, kind)
-
     wanted = Evidence(roots=Roots.amd(), policy=Policy(require_crl=True))
     vcek = content["vcek.der"]
     for evidence in (
@@ -332,7 +314,8 @@ def test_no_list_where_it_is_known_already(files: Files, content: dict[str, byte
         replace(wanted, certificates=(vcek.replace(b"SEV-Milan", b"SEV-Malin"),)),
         replace(wanted, certificates=(vcek,), crls=(b"list",)),
     ):
-        assert _with_list(evidence, Nobody(), Namespace(kds="")) == evidence  # type: ignore[arg-type]
+        assert wanted_list(evidence) is None
+    assert wanted_list(replace(wanted, certificates=(vcek,))) == (Product.MILAN, "vcek")
 
 
 def test_kds_that_is_not_there(files: Files) -> None:

@@ -15,7 +15,7 @@ from swsnp.cli.progress import progress
 from swsnp.cli.verify.batch_results import SCHEMA, ResultFile, Tally
 from swsnp.cli.verify.batch_rows import open_source
 from swsnp.cli.verify.batch_work import Judge, chunk_size, judged, workers
-from swsnp.cli.verify.evidence import gather_common
+from swsnp.cli.verify.evidence import gather_common, service_of
 from swsnp.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from swsnp.cli.verify.batch_rows import RowId, Source
-    from swsnp.cli.verify.evidence import Evidence
+    from swsnp.cli.verify.evidence import Evidence, Service
 
 __all__ = ["run_batch"]
 
@@ -50,17 +50,17 @@ class _Output:
 
 def run_batch(options: argparse.Namespace, *, now: Callable[[], datetime]) -> int:
     """Judge every row that has no result yet; the exit code is good only if every row is."""
-    evidence = gather_common(options)
+    evidence, service = gather_common(options), service_of(options)
     source = open_source(options.batch, but=options.out)
     with ResultFile(Path(options.out)) if options.out else nullcontext() as file:
         at = _time(options, file, now)
         done: Collection[RowId] = ()
         sink: ResultFile | _Output = _Output()
         if file is not None:
-            file.begin(_header(options, evidence, source, at))
+            file.begin(_header(options, evidence, service, source, at))
             sink, done = file, file.done
         earlier = len(done)
-        _judge_all(options, evidence, source, at, done, sink)
+        _judge_all(options, evidence, service, source, at, done, sink)
         return _conclude(options, sink.tally, earlier)
 
 
@@ -77,7 +77,9 @@ def _time(options: argparse.Namespace, file: ResultFile | None, now: Callable[[]
         raise InputError(f"{file.path}: line 1: at: got {file.header.get('at')!r}, wanted a time") from None
 
 
-def _header(options: argparse.Namespace, evidence: Evidence, source: Source, at: datetime) -> dict[str, Any]:
+def _header(
+    options: argparse.Namespace, evidence: Evidence, service: Service | None, source: Source, at: datetime
+) -> dict[str, Any]:
     """The first line of a result file: everything that a verdict depends on, by its content."""
     return {
         "schema": SCHEMA,
@@ -88,12 +90,14 @@ def _header(options: argparse.Namespace, evidence: Evidence, source: Source, at:
         "report_data": options.report_data.hex() if options.report_data else None,
         "measurement": options.measurement.hex() if options.measurement else None,
         "inputs": [[each["option"], each["sha256"]] for each in evidence.inputs],
+        **({} if service is None else {"kds": service.base}),
     }
 
 
 def _judge_all(
     options: argparse.Namespace,
     evidence: Evidence,
+    service: Service | None,
     source: Source,
     at: datetime,
     done: Collection[RowId],
@@ -107,6 +111,7 @@ def _judge_all(
         at=at,
         report_data=options.report_data,
         measurement=options.measurement,
+        service=service,
     )
     count = options.jobs or len(os.sched_getaffinity(0))
     size = chunk_size(len(source) - len(done), count)

@@ -14,13 +14,14 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from swsnp.certs.classify import classify
+from swsnp.certs.kds_errors import KdsError
 from swsnp.cli.inputs import report_in
 from swsnp.cli.verify.batch_rows import Place, Row, read_row
 from swsnp.cli.verify.verdict import word
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from swsnp.abi.snp_report import Product
+    from swsnp.cli.verify.batch_fetch import Fetcher
     from swsnp.cli.verify.batch_rows import Item, RowId
-    from swsnp.cli.verify.evidence import Evidence
+    from swsnp.cli.verify.evidence import Evidence, Service
     from swsnp.crypto.ecdsa import Engine
     from swsnp.verify import Verification
 
@@ -63,6 +65,7 @@ class Judge:
     at: datetime
     report_data: bytes | None
     measurement: bytes | None
+    service: Service | None = None
 
     def start(self) -> Callable[[Sequence[Item]], Judged]:
         """A verifier of its own, warm from chunk to chunk; what it returns judges a chunk.
@@ -77,27 +80,38 @@ class Judge:
             product=self.product,
             like=self.like,
         )
-        return partial(self._chunk, verifier)
+        return partial(self._chunk, verifier, self._fetcher())
 
-    def _chunk(self, verifier: Verifier, items: Sequence[Item]) -> Judged:
+    def _fetcher(self) -> Fetcher | None:
+        if self.service is None:
+            return None
+        from swsnp.cli.verify.batch_fetch import Fetcher
+
+        return Fetcher(self.service, self.product)
+
+    def _chunk(self, verifier: Verifier, fetcher: Fetcher | None, items: Sequence[Item]) -> Judged:
         lines, verdicts = [], []
         for row_id, given in items:
             # values are five, in the order of a row
             row = read_row(given) if isinstance(given, Place) else Row(*given)  # type: ignore[arg-type]
-            line, verdict = self._line(verifier, row_id, row)
+            line, verdict = self._line(verifier, fetcher, row_id, row)
             lines.append(line)
             verdicts.append(verdict)
         return lines, verdicts
 
-    def _line(self, verifier: Verifier, row_id: RowId, row: Row) -> tuple[str, str]:
+    def _line(self, verifier: Verifier, fetcher: Fetcher | None, row_id: RowId, row: Row) -> tuple[str, str]:
         try:
-            report, verification = self._verify(verifier, row)
+            report, absent, verification = self._verify(verifier, fetcher, row)
+        except (KdsError, HostError):  # says nothing of this row: the run has to wait for another time
+            raise
         except SwsnpError as error:
             return json.dumps({"row": row_id, "verdict": UNREADABLE, "error": str(error)}), UNREADABLE
         verdict = word(verification)
-        return _result_line(row_id, verdict, report, verification), verdict
+        return _result_line(row_id, verdict, report, verification, absent), verdict
 
-    def _verify(self, verifier: Verifier, row: Row) -> tuple[bytes, Verification]:
+    def _verify(
+        self, verifier: Verifier, fetcher: Fetcher | None, row: Row
+    ) -> tuple[bytes, str, Verification]:
         if row.error:
             raise InputError(row.error)
         if row.report is None:
@@ -110,8 +124,12 @@ class Judge:
                 more, own_table, more_crls = _certificates(_bytes(name, given), name)
                 certificates, crls = more + certificates, more_crls + crls
                 table = own_table if own_table is not None else table
-        report = report_in(_bytes("report", row.report), "report")
-        return report, verifier.verify(
+        report, absent = report_in(_bytes("report", row.report), "report"), ""
+        if fetcher is not None:
+            lacking = replace(common, report=report, certificates=certificates, table=table, crls=crls)
+            evidence, absent = fetcher.complete(lacking)
+            certificates, crls = evidence.certificates, evidence.crls
+        verification = verifier.verify(
             report,
             certificates=certificates,
             table=table,
@@ -120,21 +138,26 @@ class Judge:
             report_data=_expected("report_data", row.report_data, 64) or self.report_data,
             measurement=_expected("measurement", row.measurement, 48) or self.measurement,
         )
+        return report, absent, verification
 
 
-def _result_line(row_id: RowId, verdict: str, report: bytes, verification: Verification) -> str:
+def _result_line(
+    row_id: RowId, verdict: str, report: bytes, verification: Verification, absent: str = ""
+) -> str:
     """As `json.dumps` would write it, which costs more than it says for so little."""
     row = str(row_id) if isinstance(row_id, int) else json.dumps(row_id)
     digest = hashlib.sha256(report).hexdigest()
     product = f'"{verification.product.value}"' if verification.product else "null"
     line = f'{{"row": {row}, "verdict": "{verdict}", "sha256": "{digest}", "product": {product}'
-    more = _more(verification) if verification.missing or verification.noted else None
+    more = _more(verification, absent) if verification.missing or verification.noted or absent else None
     return f"{line}, {json.dumps(more)[1:]}" if more else line + "}"
 
 
-def _more(verification: Verification) -> dict[str, Any]:
+def _more(verification: Verification, absent: str) -> dict[str, Any]:
     """What not every result has."""
     result: dict[str, Any] = {}
+    if absent:
+        result["kds"] = absent
     if verification.missing:
         result["missing"] = list(verification.missing)
     if verification.noted:

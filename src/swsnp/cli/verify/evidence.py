@@ -19,12 +19,24 @@ from swsnp.verify import Policy, Roots
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from pathlib import Path
 
+    from swsnp.abi.snp_report import Product
     from swsnp.certs.classify import Classified
     from swsnp.certs.kds_client import KdsClient
+    from swsnp.certs.kds_url import LeafKind
     from swsnp.certs.x509_reader import Certificate
 
-__all__ = ["Evidence", "complete", "gather", "gather_common", "given"]
+__all__ = [
+    "Evidence",
+    "Service",
+    "complete",
+    "gather",
+    "gather_common",
+    "given",
+    "service_of",
+    "wanted_list",
+]
 
 _CERTIFICATES: Final = (CertTableGuid.VCEK, CertTableGuid.VLEK, CertTableGuid.ASK, CertTableGuid.ARK)
 
@@ -74,6 +86,31 @@ def gather_common(options: argparse.Namespace) -> Evidence:
         crls=tuple(der for each in files for der in each.content.crls),
         inputs=(*(each.told for each in files), *told_roots, *told_policy),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """The key service that `--kds` names; can be sent to another process."""
+
+    base: str
+    folder: Path | None = None
+    offline: bool = False
+
+    def client(self) -> KdsClient:
+        """Who asks it."""
+        from swsnp.certs.kds_cache import DiskCache, default_folder
+        from swsnp.certs.kds_client import KdsClient
+
+        return KdsClient(DiskCache(self.folder or default_folder()), base=self.base, offline=self.offline)
+
+
+def service_of(options: argparse.Namespace) -> Service | None:
+    """What the command line says; None without `--kds`. UsageError for an address that is no service's."""
+    if options.kds is None:
+        return None
+    from swsnp.certs.kds_url import base_of
+
+    return Service(base=base_of(options.kds), folder=options.cache, offline=options.offline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,33 +218,35 @@ def complete(evidence: Evidence, options: argparse.Namespace) -> Evidence:
         InputError: it answers with something else than what was asked for.
         KdsError: it has no such certificate.
     """
-    if options.kds is None:
+    service = service_of(options)
+    if service is None:
         return evidence
-    from swsnp.certs.kds_cache import DiskCache, default_folder
-    from swsnp.certs.kds_client import KdsClient
     from swsnp.certs.kds_evidence import complete_evidence
 
-    client = KdsClient(
-        DiskCache(options.cache or default_folder()), base=options.kds, offline=options.offline
-    )
+    client = service.client()
     before = given(evidence)
     found = complete_evidence(evidence.report, before, client, product=options.product)
     more = found[len(before) :]
-    told = [_told("kds", options.kds, "DER certificate", each) for each in more]
+    told = [_told("kds", service.base, "DER certificate", each) for each in more]
     evidence = replace(
         evidence, certificates=(*evidence.certificates, *more), inputs=(*evidence.inputs, *told)
     )
-    return _with_list(evidence, client, options) if evidence.policy.require_crl else evidence
-
-
-def _with_list(evidence: Evidence, client: KdsClient, options: argparse.Namespace) -> Evidence:
-    leaf = next((each for der in given(evidence) for each in _readable(der) if leaf_kind(each)), None)
-    product = None if leaf is None else issuing_product(leaf)
-    if evidence.crls or leaf is None or product is None:
+    wanted = wanted_list(evidence)
+    if wanted is None:
         return evidence
-    crl = client.crl(product, "vlek" if leaf_kind(leaf) == "vlek" else "vcek")
-    told = _told("kds", options.kds, "DER CRL", crl)
-    return replace(evidence, crls=(crl,), inputs=(*evidence.inputs, told))
+    crl = client.crl(*wanted)
+    told = [_told("kds", service.base, "DER CRL", crl)]
+    return replace(evidence, crls=(crl,), inputs=(*evidence.inputs, *told))
+
+
+def wanted_list(evidence: Evidence) -> tuple[Product, LeafKind] | None:
+    """Whose revocation list is to be fetched; None where the policy requires none, or one was given."""
+    if not evidence.policy.require_crl or evidence.crls:
+        return None
+    leaf = next((each for der in given(evidence) for each in _readable(der) if leaf_kind(each)), None)
+    if leaf is None or (product := issuing_product(leaf)) is None:
+        return None
+    return product, "vlek" if leaf_kind(leaf) == "vlek" else "vcek"
 
 
 def _readable(data: bytes) -> tuple[Certificate, ...]:

@@ -34,10 +34,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command.error("wanted either REPORT or --batch")
     if options.batch is None and (options.out or options.jobs):
         command.error("--out and --jobs go with --batch")
-    if options.batch is not None and options.kds:
-        command.error(
-            "--kds does not go with --batch: fetch once with `swsnp certs fetch`, then use --offline"
-        )
     if options.cache is not None and not options.kds:
         command.error("--cache goes with --kds")
     names = ("report", "policy", *CERTIFICATE_OPTIONS, "crl", "roots")
