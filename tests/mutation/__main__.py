@@ -78,7 +78,7 @@ _PYTEST: Final = (
     "no:pytest_cov",
     "-m",
     "not slow",
-    "--capture=no",
+    "--capture=sys",
     "--assert=plain",
     "-o",
     "addopts=--strict-markers --strict-config --import-mode=importlib",
