@@ -37,14 +37,19 @@ VMGEXIT = leave(2, ExitIo(direction=1, size=1, port=0xE8, count=1, data_offset=4
 HLT = leave(5)
 
 
-def test_usable(kvm: ScriptedKvm) -> None:
-    """The MSR write reaches us, VMGEXIT and HLT leave: usable, and nothing stays open."""
+def at_the_instruction(kvm: ScriptedKvm) -> Exit:
+    """VMGEXIT where the probe's guest has it."""
 
-    def at_the_instruction(run: memoryview) -> None:
+    def write(run: memoryview) -> None:
         kvm.regs = KvmRegs(rip=0x800C)
         VMGEXIT(run)
 
-    kvm.exits.extend([WRMSR, at_the_instruction, HLT])
+    return write
+
+
+def test_usable(kvm: ScriptedKvm) -> None:
+    """The MSR write reaches us, VMGEXIT and HLT leave: usable, and nothing stays open."""
+    kvm.exits.extend([WRMSR, at_the_instruction(kvm), HLT])
     verdict = probe(kvm)
     assert (verdict.usable, verdict.reason, verdict.remedy) == (True, "", "")
     assert not kvm.exits
@@ -74,6 +79,14 @@ def test_not_usable(kvm: ScriptedKvm, exits: list[Exit], text: str) -> None:
     assert verdict.remedy == "another host kernel, or hardware virtualization"
     assert not kvm.exits
     assert not kvm.open_fds
+
+
+def test_an_msr_write_that_is_lost(kvm: ScriptedKvm) -> None:
+    """The guest leaves as it should, and the GHCB MSR does not have what it wrote."""
+    kvm.exits.extend([at_the_instruction(kvm), HLT])
+    verdict = probe(kvm)
+    assert not verdict.usable
+    assert "Vmgexit(), Halt(), GHCB MSR 0x0" in verdict.reason
 
 
 @pytest.mark.parametrize("private", [True, False])

@@ -69,7 +69,8 @@ def test_cpuid_page() -> None:
         KvmCpuidEntry(function=0, eax=0x10),
         KvmCpuidEntry(function=7, index=0, flags=1, ebx=5),
         KvmCpuidEntry(function=0xD, index=0, flags=1, eax=7, ebx=0x980),
-        KvmCpuidEntry(function=0xD, index=2, flags=1, eax=256, ebx=576),
+        KvmCpuidEntry(function=0xD, index=1, flags=1, eax=15),
+        KvmCpuidEntry(function=0xD, index=2, flags=1, eax=256, ebx=832),
         KvmCpuidEntry(function=2),
         KvmCpuidEntry(function=0x80000001, index=9, ecx=1),
     )
@@ -79,11 +80,13 @@ def test_cpuid_page() -> None:
         (0, 0, 0),
         (7, 0, 0),
         (0xD, 0, 1),
+        (0xD, 1, 1),
         (0xD, 2, 0),
         (0x80000001, 0, 0),
     ]
-    assert (entries[1].ebx, entries[4].ecx) == (5, 1)
-    assert (entries[2].ebx, entries[3].ebx) == (0x240, 576), "x87 state and XSAVE header, as for XCR0 1"
+    assert (entries[1].ebx, entries[5].ecx) == (5, 1)
+    # x87 state and XSAVE header, as for XCR0 1; nothing where the host has none; an offset stays as it is
+    assert [entries[at].ebx for at in (2, 3, 4)] == [0x240, 0, 832]
 
 
 def test_cpuid_page_is_full() -> None:
