@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,8 @@ class Client:
         self.asked += 1
         raise self.reason
 
+    crl = get
+
 
 def fetcher(tmp_path: Path, reason: Exception) -> tuple[Fetcher, Client]:
     """One whose client gives nothing."""
@@ -185,6 +188,22 @@ def test_an_absence_is_remembered(content: dict[str, bytes], tmp_path: Path) -> 
     evidence = Evidence(roots=Roots.amd(), policy=Policy(), report=content["report.bin"])
     for _ in range(3):
         assert made.complete(evidence) == (evidence, "https://kds.test/x: 404")
+    assert client.asked == 1
+
+
+def test_an_absent_list_is_no_absent_certificate(content: dict[str, bytes], tmp_path: Path) -> None:
+    """A row that lacks its list alone says nothing of the rows that lack nothing."""
+    made, client = fetcher(tmp_path, KdsNotFound("https://kds.test/crl", "404"))
+    whole = Evidence(
+        roots=Roots.amd(),
+        policy=Policy(require_crl=True),
+        report=content["report.bin"],
+        table=content["table.bin"],
+    )
+    listed = replace(whole, crls=(b"list",))
+    assert made.complete(whole) == (whole, "https://kds.test/crl: 404")
+    assert made.complete(listed) == (listed, "")
+    assert made.complete(whole) == (whole, "https://kds.test/crl: 404")
     assert client.asked == 1
 
 

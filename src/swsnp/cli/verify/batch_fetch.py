@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from swsnp.certs.kds_errors import KdsNotFound, KdsRefused
 from swsnp.certs.kds_evidence import get_fitting, missing_requests
@@ -11,6 +11,8 @@ from swsnp.cli.verify.evidence import given, wanted_list
 from swsnp.verify.memory import Memory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from swsnp.abi.snp_report import Product
     from swsnp.certs.kds_url import KdsRequest, LeafKind
     from swsnp.cli.verify.evidence import Evidence, Service
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Fetcher"]
 
 _KEPT: Final = 4096
+_Question: TypeAlias = "tuple[KdsRequest, ...] | tuple[Product, LeafKind]"
+_Answer: TypeAlias = "tuple[bytes, ...] | str"
+"""DER; or why there is none, in a final answer."""
 
 
 class Fetcher:
@@ -31,9 +36,7 @@ class Fetcher:
     def __init__(self, service: Service, product: Product | None) -> None:
         self._client = service.client()
         self._product = product
-        self._answers: Memory[tuple[KdsRequest, ...], tuple[bytes, ...]] = Memory(_KEPT)
-        self._absent: Memory[tuple[KdsRequest, ...], str] = Memory(_KEPT)
-        self._lists: Memory[tuple[Product, LeafKind], bytes] = Memory(_KEPT)
+        self._answers: Memory[_Question, _Answer] = Memory(_KEPT)
 
     def complete(self, evidence: Evidence) -> tuple[Evidence, str]:
         """Add certificates and, where the policy requires one, a revocation list.
@@ -46,29 +49,29 @@ class Fetcher:
             KdsError: it gives nothing now, or something else than what was asked for: no row can be judged.
             HostError: the cache cannot be used, or urllib3 is not installed.
         """
-        before = given(evidence)
-        requests = missing_requests(evidence.report, before, product=self._product)
-        if (reason := self._absent.get(requests)) is not None:
-            return evidence, reason
-        try:
-            evidence = replace(evidence, certificates=(*evidence.certificates, *self._certificates(requests)))
-            if (wanted := wanted_list(evidence)) is not None:
-                evidence = replace(evidence, crls=(self._list(wanted),))
-        except (KdsNotFound, KdsRefused) as error:
-            self._absent.keep(requests, str(error))
-            return evidence, str(error)
-        return evidence, ""
+        requests = missing_requests(evidence.report, given(evidence), product=self._product)
+        certificates = self._answer(requests, lambda: self._certificates(requests))
+        if isinstance(certificates, str):
+            return evidence, certificates
+        evidence = replace(evidence, certificates=(*evidence.certificates, *certificates))
+        wanted = wanted_list(evidence)
+        if wanted is None:
+            return evidence, ""
+        crls = self._answer(wanted, lambda: (self._client.crl(*wanted),))
+        if isinstance(crls, str):
+            return evidence, crls
+        return replace(evidence, crls=crls), ""
 
     def _certificates(self, requests: tuple[KdsRequest, ...]) -> tuple[bytes, ...]:
-        if (known := self._answers.get(requests)) is not None:
-            return known
-        found = tuple(each for answer in get_fitting(requests, self._client) for each in answer.der)
-        self._answers.keep(requests, found)
-        return found
+        return tuple(each for answer in get_fitting(requests, self._client) for each in answer.der)
 
-    def _list(self, wanted: tuple[Product, LeafKind]) -> bytes:
-        if (known := self._lists.get(wanted)) is not None:
-            return known
-        found = self._client.crl(*wanted)
-        self._lists.keep(wanted, found)
-        return found
+    def _answer(self, question: _Question, ask: Callable[[], tuple[bytes, ...]]) -> _Answer:
+        """What the service said to this question, now or before."""
+        known = self._answers.get(question)
+        if known is None:
+            try:
+                known = ask()
+            except (KdsNotFound, KdsRefused) as error:
+                known = str(error)
+            self._answers.keep(question, known)
+        return known
