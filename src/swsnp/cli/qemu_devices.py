@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from swsnp.cli.qemu_values import boolean, comma_list, convert_all, path_value, text_value
+from swsnp.cli.qemu_values import boolean, comma_list, convert_all, kind_and_rest, path_value, text_value
 from swsnp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -164,12 +164,7 @@ def _block_node(text: str) -> tuple[str, Drive]:
 
 
 def _device(text: str) -> EntropyDevice | tuple[str, dict[str, Any]]:
-    if text.startswith("{"):
-        raise UsageError("-device: got JSON, wanted driver,key=value,...")
-    found = comma_list(text, "driver", "-device")
-    driver = found.pop("driver", "")
-    if driver not in _DEVICES:
-        raise UsageError(f"-device: unknown driver {driver!r}; known are {', '.join(_DEVICES)}")
+    driver, found = kind_and_rest(text, "driver", _DEVICES, "-device", word="driver")
     where = f"-device {driver}"
     values = convert_all(found, _DEVICES[driver], where)
     if driver == "virtio-rng-device":

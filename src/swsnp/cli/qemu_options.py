@@ -24,6 +24,7 @@ from swsnp.cli.qemu_values import (
     boolean,
     comma_list,
     convert_all,
+    kind_and_rest,
     number,
     path_value,
     size,
@@ -191,12 +192,7 @@ _FLAGS: Final = ("no-reboot", "nographic", "snapshot")
 
 def _object(text: str) -> tuple[str, dict[str, Any]]:
     """One `-object`: its type and its properties; `id` is among them."""
-    if text.startswith("{"):
-        raise UsageError("-object: got JSON, wanted type,key=value,...")
-    found = comma_list(text, "qom-type", "-object")
-    kind = found.pop("qom-type", "")
-    if kind not in _OBJECTS:
-        raise UsageError(f"-object: unknown type {kind!r}; known are {', '.join(_OBJECTS)}")
+    kind, found = kind_and_rest(text, "qom-type", _OBJECTS, "-object", word="type")
     where = f"-object {kind},id={found.get('id', '')}"
     values = convert_all(found, _OBJECTS[kind], where)
     if "id" not in values:

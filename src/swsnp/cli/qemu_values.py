@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from swsnp.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 __all__ = [
     "Converter",
@@ -22,6 +22,7 @@ __all__ = [
     "boolean",
     "comma_list",
     "convert_all",
+    "kind_and_rest",
     "number",
     "path_value",
     "size",
@@ -145,6 +146,30 @@ def convert_all(found: Mapping[str, str], known: Mapping[str, Converter], where:
         except ValueError as error:
             raise UsageError(f"{where}: property {key!r}: got {text!r}, wanted {error}") from None
     return values
+
+
+def kind_and_rest(
+    text: str, key: str, known: Collection[str], where: str, *, word: str
+) -> tuple[str, dict[str, str]]:
+    """A list that begins with the kind of thing that its other properties are of.
+
+    Args:
+        text: the option's value.
+        key: property that the kind may be given by, too.
+        known: kinds.
+        where: the option.
+        word: what a kind is called.
+
+    Raises:
+        UsageError: JSON, a kind that is not known, or as `comma_list`.
+    """
+    if text.startswith("{"):
+        raise UsageError(f"{where}: got JSON, wanted {word},key=value,...")
+    found = comma_list(text, key, where)
+    kind = found.pop(key, "")
+    if kind not in known:
+        raise UsageError(f"{where}: unknown {word} {kind!r}; known are {', '.join(known)}")
+    return kind, found
 
 
 def _items(text: str) -> list[str]:
