@@ -10,13 +10,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
-__all__ = ["SLICE_S", "GuestClock", "GuestMutex", "TimeSlices"]
+__all__ = ["SLICE_S", "TimeSlices"]
 
 SLICE_S: Final = 0.005
 """Seconds that those inside go on although somebody waits."""
@@ -138,60 +137,3 @@ class TimeSlices:
     def _served(self) -> bool:
         """Whether a place was handed over although the waiter waits no more; asked under the lock."""
         return self._woken.acquire(blocking=False)
-
-
-class Clock(Protocol):
-    """The host's time; the module `time` is one."""
-
-    def monotonic(self) -> float:
-        """Seconds since some start."""
-
-    def sleep(self, seconds: float, /) -> None:
-        """Let time pass."""
-
-
-class GuestClock:
-    """A guest's time: it is the host's, and a vCPU that lets time pass lets another have its processor.
-
-    Args:
-        clock: the host's.
-        processors: on which the caller has a place.
-    """
-
-    __slots__ = ("_clock", "_processors", "monotonic")
-
-    def __init__(self, clock: Clock, processors: TimeSlices) -> None:
-        self._clock, self._processors = clock, processors
-        self.monotonic = clock.monotonic
-
-    def sleep(self, seconds: float, /) -> None:
-        """Let time pass."""
-        with self._processors.away():
-            self._clock.sleep(seconds)
-
-
-class GuestMutex:
-    """A mutex of a guest's kernel, over calls that many vCPUs make.
-
-    The vCPU that comes back to it at once finds it free, as with the kernel's own mutex; one that has to wait
-    lets another vCPU have its processor.
-
-    Args:
-        processors: on which the caller has a place.
-    """
-
-    __slots__ = ("_processors", "_turns")
-
-    def __init__(self, processors: TimeSlices) -> None:
-        self._processors = processors
-        self._turns = TimeSlices(1)
-
-    def __enter__(self) -> None:
-        if not self._turns.try_enter():
-            with self._processors.away():
-                self._turns.enter()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._turns.pause()

@@ -29,9 +29,9 @@ from swsnp.errors import UsageError
 from swsnp.guest.boot import BootedGuest, boot, boot_ap, place_vmsa, resume, resume_ap, start_ap
 from swsnp.guest.caller import BufferMemory
 from swsnp.guest.driver import OWN_VMPL, SevGuestDriver
-from swsnp.hardware.time_slices import GuestClock, GuestMutex
 from swsnp.machine.answers import Answer, ExtendedReport, GuestMoved, GuestStopped, IoctlFailed
 from swsnp.machine.built_in import built_in_image, built_in_layout
+from swsnp.machine.guest_waits import GuestClock, GuestMutex
 from swsnp.machine.move import SavedVm, save_memory
 from swsnp.vmm.launch import launch
 from swsnp.vmm.ram import Converted

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.unit.hardware.conftest import WAIT_S, Interrupted, until
 
-from swsnp.hardware.time_slices import GuestClock, GuestMutex, TimeSlices
+from swsnp.hardware.time_slices import TimeSlices
+from swsnp.machine.guest_waits import GuestClock, GuestMutex
 
 if TYPE_CHECKING:
     from collections.abc import Callable
