@@ -10,13 +10,13 @@ from typing import Final
 
 from swsnp.errors import SwsnpError
 
-__all__ = ["BusError", "PAGE", "SystemMemory"]
+__all__ = ["BusError", "MAP_NORESERVE", "PAGE", "SystemMemory"]
 
 PAGE: Final = 4096
 _OFFSET: Final = PAGE - 1
 _LARGE: Final = 2 << 20
-_MAP_NORESERVE: Final = 0x4000  # named by the mmap module only since Python 3.13
-_MAP_FLAGS: Final = mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+MAP_NORESERVE: Final = 0x4000  # named by the mmap module only since Python 3.13
+_MAP_FLAGS: Final = mmap.MAP_ANONYMOUS | MAP_NORESERVE
 _FIRST: Final = 0x1_0000_0000
 
 

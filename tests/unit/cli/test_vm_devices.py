@@ -13,7 +13,7 @@ from swsnp.cli import main
 from swsnp.cli.qemu_devices import devices_of
 from swsnp.cli.vm_devices import VmDevices
 from swsnp.cpu.plain_kvm import Verdict, probe
-from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image, tiny_kernel
+from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image
 from swsnp.testing.virtio_driver import DriverMemory, VirtioDriver
 from swsnp.vmm.devices.raw_file import RawFile
 from swsnp.vmm.devices.virtio_mmio import VirtioMmio
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
     from tests.conftest import Skip
 
 VMGEXIT = "f3 0f 01 d9"
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> str:
-    path = tmp_path / "vmlinuz"
-    path.write_bytes(tiny_kernel())
-    return str(path)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from swsnp.cli import main
 from swsnp.cpu.plain_kvm import Verdict, probe, probe_for_linux
 from swsnp.machine import Machine
-from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image, tiny_kernel
+from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 GOOD_HOST = Verdict(usable=True)
 VMGEXIT = "f3 0f 01 d9"
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> str:
-    path = tmp_path / "vmlinuz"
-    path.write_bytes(tiny_kernel())
-    return str(path)
 
 
 def code(tmp_path: Path, text: str) -> str:

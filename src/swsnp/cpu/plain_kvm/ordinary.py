@@ -26,7 +26,7 @@ from swsnp.cpu.plain_kvm.vm import (
     open_device,
     set_memory_types,
 )
-from swsnp.hardware.memory import BusError
+from swsnp.hardware.memory import MAP_NORESERVE, BusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OrdinaryHostVm"]
 
-_MAP_NORESERVE: Final = 0x4000
 _RUN: Final = int(Ioctl.KVM_RUN)
 _U32: Final = struct.Struct("<I")
 
@@ -94,7 +93,7 @@ class OrdinaryHostVm:
         return fd
 
     def _memory(self, number: int, gpa: int, size: int) -> memoryview:
-        view = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE))
+        view = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE))
         region = KvmUserspaceMemoryRegion(
             slot=number, guest_phys_addr=gpa, memory_size=size, userspace_addr=address_of(view)
         )

@@ -21,7 +21,7 @@ from swsnp.abi.kvm import MemoryAttribute
 from swsnp.cpu.plain_kvm.host import address_of
 from swsnp.cpu.plain_kvm.memory import PlanesBase, Window
 from swsnp.errors import HostError
-from swsnp.hardware.memory import PAGE
+from swsnp.hardware.memory import MAP_NORESERVE, PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WholePlanes"]
 
-_MAP_NORESERVE: Final = 0x4000
 _LARGE: Final = 2 << 20
 
 
@@ -71,7 +70,7 @@ class WholePlanes(PlanesBase):
         private, shared = slot.private_view, slot.shared_view
         if private is None or shared is None or len(shared) != slot.size:
             raise HostError(f"memory at {slot.gpa:#x}: wanted both planes mapped as a whole")
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         area = memoryview(mmap.mmap(-1, slot.size + _LARGE, flags=flags))
         # pages of 2 MiB are mapped as such only where both addresses lie alike in them
         start = (address_of(private) - address_of(area)) % _LARGE
