@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from swsnp.errors import InputError
+from swsnp.measure.compression import expand_gzip
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,10 +115,9 @@ def _inside(kernel: KernelImage, name: str) -> KernelConfig | None:
         start = segment.data.find(_START + b"\x1f\x8b")
         end = segment.data.find(_END, start)
         if -1 not in (start, end):
-            expander = zlib.decompressobj(wbits=31)
             try:
-                text = expander.decompress(segment.data[start + len(_START) : end], _LARGEST)
-            except zlib.error as error:
+                text = expand_gzip(segment.data[start + len(_START) : end], _LARGEST)
+            except (ValueError, zlib.error) as error:
                 raise InputError(f"{name}: damaged: its own configuration: {error}") from None
             return parse_config(text, f"{name} (its own configuration)")
     return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.linux_boot import BOOT_FLAG, HEADER_MAGIC, SETUP_HEADER_OFFSET, SetupHeader
 from swsnp.errors import HostError, InputError
+from swsnp.measure.compression import expand_bzip2, expand_gzip, expand_xz, expand_zstd, missing_library
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +131,7 @@ def _decompressed(payload: bytes, name: str) -> bytes:
     for magic, (kind, expand) in _FORMATS.items():
         if payload.startswith(magic):
             try:
-                return expand(payload)
+                return expand(payload, _LARGEST)
             except HostError:
                 raise
             except Exception as error:  # each library has its own
@@ -139,43 +140,19 @@ def _decompressed(payload: bytes, name: str) -> bytes:
     raise InputError(f"{name}: kernel begins with {payload[:4].hex(' ')}, wanted one of {known}")
 
 
-def _gzip(payload: bytes) -> bytes:
-    import zlib
+def _lz4(payload: bytes, largest: int) -> bytes:
+    """The "legacy" form: magic, then blocks of up to 8 MiB with their compressed size before each.
 
-    expander = zlib.decompressobj(wbits=31)
-    return _whole(expander.decompress(payload, _LARGEST), ended=expander.eof)
-
-
-def _xz(payload: bytes) -> bytes:
-    import lzma
-
-    expander = lzma.LZMADecompressor()  # knows .xz and .lzma; the kernel's own 4 bytes of size follow
-    return _whole(expander.decompress(payload, _LARGEST), ended=True)
-
-
-def _bzip2(payload: bytes) -> bytes:
-    import bz2
-
-    expander = bz2.BZ2Decompressor()
-    return _whole(expander.decompress(payload, _LARGEST), ended=expander.eof)
-
-
-def _zstd(payload: bytes) -> bytes:
-    try:
-        import zstandard
-    except ImportError:
-        raise _missing("zstd", "zstandard") from None
-    with zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(payload) as stream:
-        return bytes(stream.read(_LARGEST))
-
-
-def _lz4(payload: bytes) -> bytes:
-    """The "legacy" form: magic, then blocks of up to 8 MiB with their compressed size before each."""
+    It has no end of its own; the four bytes that the kernel's build puts behind it say what it expands to.
+    """
     try:
         import lz4.block
     except ImportError:
-        raise _missing("lz4", "lz4") from None
-    pieces, at, end = [], 4, len(payload) - 4  # the last four bytes are the kernel's size
+        raise missing_library("lz4", "lz4") from None
+    pieces, at, end = [], 4, len(payload) - 4
+    wanted = int.from_bytes(payload[end:], "little")
+    if wanted >= largest:
+        raise ValueError(f"it would have {wanted} bytes, which no real one has")
     while at < end:
         (size,) = struct.unpack_from("<I", payload, at)
         piece = payload[at + 4 : at + 4 + size]
@@ -183,27 +160,20 @@ def _lz4(payload: bytes) -> bytes:
             raise ValueError(f"block of {size} bytes at {at:#x}")
         pieces.append(lz4.block.decompress(piece, uncompressed_size=8 << 20))
         at += 4 + size
-    return b"".join(pieces)
-
-
-def _whole(data: bytes, *, ended: bool) -> bytes:
-    if not ended:
-        raise ValueError("it ends early")
+    data = b"".join(pieces)
+    if len(data) != wanted:
+        raise ValueError(f"it has {len(data)} bytes, wanted {wanted}")
     return data
 
 
-def _missing(kind: str, library: str) -> HostError:
-    return HostError(f"{kind}: Python package {library!r} is missing; remedy: pip install 'swsnp[guest]'")
-
-
-_FORMATS: Final[dict[bytes, tuple[str, Callable[[bytes], bytes]]]] = {
-    b"\x1f\x8b\x08": ("gzip", _gzip),
-    b"\xfd7zXZ\0": ("xz", _xz),
-    b"BZh": ("bzip2", _bzip2),
-    b"\x28\xb5\x2f\xfd": ("zstd", _zstd),
+_FORMATS: Final[dict[bytes, tuple[str, Callable[[bytes, int], bytes]]]] = {
+    b"\x1f\x8b\x08": ("gzip", expand_gzip),
+    b"\xfd7zXZ\0": ("xz", expand_xz),
+    b"BZh": ("bzip2", expand_bzip2),
+    b"\x28\xb5\x2f\xfd": ("zstd", expand_zstd),
     b"\x02\x21\x4c\x18": ("lz4", _lz4),
-    b"\x5d\0\0": ("lzma", _xz),
-    _ELF_MAGIC: ("no compression", lambda payload: payload),
+    b"\x5d\0\0": ("lzma", expand_xz),
+    _ELF_MAGIC: ("no compression", lambda payload, _: payload),
 }
 
 # The ELF image

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from swsnp.errors import HostError, InputError
+from swsnp.measure.compression import expand_gzip, expand_xz, expand_zstd
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["KernelModule", "find_modules", "module_info"]
 
-_SUFFIXES: Final = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
+_COMPRESSIONS: Final = {".gz": expand_gzip, ".xz": expand_xz, ".zst": expand_zstd}
+_SUFFIXES: Final = (".ko", *(f".ko{each}" for each in _COMPRESSIONS))
 _LARGEST: Final = 256 << 20
 _ELF_MAGIC: Final = b"\x7fELF\2\1"
 _EHDR: Final = struct.Struct("<40xQ10xHHH")
@@ -139,32 +141,13 @@ def _read(name: str, path: Path) -> KernelModule:
 def _expanded(raw: bytes, path: Path) -> bytes:
     """As the kernel takes it whatever it was built with."""
     try:
-        if path.suffix == ".xz":
-            import lzma
-
-            return lzma.LZMADecompressor().decompress(raw, _LARGEST)
-        if path.suffix == ".gz":
-            import zlib
-
-            return zlib.decompressobj(wbits=31).decompress(raw, _LARGEST)
-        if path.suffix == ".zst":
-            return _zstd(raw)
+        if (expand := _COMPRESSIONS.get(path.suffix)) is not None:
+            return expand(raw, _LARGEST)
     except HostError:
         raise
     except Exception as error:  # each library has its own
         raise InputError(f"{path}: damaged: it cannot be expanded: {error}") from None
     return raw
-
-
-def _zstd(raw: bytes) -> bytes:
-    try:
-        import zstandard
-    except ImportError:
-        raise HostError(
-            "kernel modules are compressed with zstd, for which a library is missing; "
-            "remedy: pip install 'swsnp[guest]'"
-        ) from None
-    return zstandard.ZstdDecompressor().decompressobj().decompress(raw)
 
 
 # Where they lie

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import sys
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,23 @@ def test_damaged(package: Callable[..., Path]) -> None:
     (path,) = where.rglob("tsm.ko.xz")
     path.write_bytes(b"\xfd7zXZ\0garbage")
     with pytest.raises(InputError, match=r"tsm\.ko\.xz: damaged"):
+        find_modules(where, ("tsm",))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.ZstdCompressor().compress)],
+    ids=["gzip", "xz", "zstd"],
+)
+def test_ends_early(package: Callable[..., Path], suffix: str, compress: Callable[[bytes], bytes]) -> None:
+    """A download that broke off gives part of an object, which the guest's kernel would refuse."""
+    where = package(REPORTS)
+    (path,) = where.rglob("tsm.ko.xz")
+    whole = compress(lzma.decompress(path.read_bytes()))
+    path.unlink()
+    path.with_suffix(suffix).write_bytes(whole[:-1])
+    rule = rf"tsm\.ko\{suffix}: damaged: it cannot be expanded: it ends early"
+    with pytest.raises(InputError, match=rule):
         find_modules(where, ("tsm",))
 
 

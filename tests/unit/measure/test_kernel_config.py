@@ -99,5 +99,7 @@ def test_cannot_be_read(tmp_path: Path) -> None:
     """A file that is named has to be there; a damaged one inside the image is no reason to go on."""
     with pytest.raises(InputError, match="nowhere: cannot be read"):
         find_config(kernel(), tmp_path / "k", tmp_path / "nowhere")
+    with pytest.raises(InputError, match="damaged: its own configuration: it ends early"):
+        find_config(kernel(b"IKCFG_ST" + gzip.compress(b"CONFIG_OWN=y\n")[:-9] + b"IKCFG_ED"), tmp_path / "k")
     with pytest.raises(InputError, match="damaged: its own configuration"):
         find_config(kernel(b"IKCFG_ST\x1f\x8b\x08" + bytes(40) + b"\xff" * 9 + b"IKCFG_ED"), tmp_path / "k")

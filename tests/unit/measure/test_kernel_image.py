@@ -34,6 +34,10 @@ def with_size(data: bytes) -> bytes:
     return data + len(ELF).to_bytes(4, "little")
 
 
+def zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
 def lz4_legacy(data: bytes) -> bytes:
     block = bytes(lz4.block.compress(data, store_size=False))
     return b"\x02\x21\x4c\x18" + len(block).to_bytes(4, "little") + block
@@ -99,9 +103,16 @@ def changed(offset: int, form: str, value: int) -> bytes:
         (bz_image(b"\xfd7zXZ\0" + bytes(64)), "damaged: its xz data"),
         (bz_image(bz2.compress(ELF)[:-9]), "damaged: its bzip2 data cannot be expanded: it ends early"),
         (bz_image(b"\x28\xb5\x2f\xfd" + b"\xff" * 64), "damaged: its zstd data"),
+        (bz_image(lzma.compress(ELF)[:-9]), "damaged: its xz data cannot be expanded: it ends early"),
+        (bz_image(zstd(ELF)[:-9]), "damaged: its zstd data cannot be expanded: it ends early"),
         (
             bz_image(b"\x02\x21\x4c\x18\xff\0\0\0" + bytes(8)),
             "cannot be expanded: block of 255 bytes",
+        ),
+        (bz_image(with_size(b"\x02\x21\x4c\x18")), f"it has 0 bytes, wanted {len(ELF)}"),
+        (
+            bz_image(lz4_legacy(ELF) + b"\0\0\0\x40"),
+            "it would have 1073741824 bytes, which no real one has",
         ),
         (bz_image(gzip.compress(b"MZ")), "the kernel inside is no 64-bit ELF image"),
         (bz_image(gzip.compress(b"MZ" + ELF[2:])), "the kernel inside is no 64-bit ELF image"),
