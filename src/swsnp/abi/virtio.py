@@ -1,7 +1,8 @@
 """Numbers and layouts of virtio devices, as far as they are modelled.
 
 Source: OASIS, Virtual I/O Device (VIRTIO) 1.2: chapters 2.1 (device status), 2.7 (split virtqueues),
-4.2 (virtio over MMIO), 5.2 (block device), 5.4 (entropy device), 6 (reserved feature bits).
+4.2 (virtio over MMIO), 5.2 (block device), 5.3 (console device), 5.4 (entropy device), 6 (reserved feature
+bits).
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ __all__ = [
     "BlkStatus",
     "BlkType",
     "CONFIG_AT",
+    "CONSOLE_CONTROL_IN",
+    "CONSOLE_CONTROL_OUT",
+    "ConsoleConfig",
+    "ConsoleControl",
+    "ConsoleEvent",
+    "ConsoleFeature",
     "DescriptorFlag",
     "DeviceId",
     "DeviceStatus",
@@ -31,6 +38,7 @@ __all__ = [
     "VIRTIO_F_ACCESS_PLATFORM",
     "VIRTIO_F_VERSION_1",
     "VirtqDescriptor",
+    "console_queue",
 ]
 
 MMIO_MAGIC: Final = 0x74726976
@@ -96,6 +104,7 @@ class DeviceId(IntEnum):
     """What a device is."""
 
     BLOCK = 2
+    CONSOLE = 3
     ENTROPY = 4
 
 
@@ -173,3 +182,51 @@ class BlkConfig(Record):
     heads: int = u8(18)
     sectors: int = u8(19)
     blk_size: int = u32(20)
+
+
+# The console device
+
+CONSOLE_CONTROL_IN: Final = 2
+"""Queue of control messages for the driver; the next one has the driver's."""
+CONSOLE_CONTROL_OUT: Final = 3
+
+
+class ConsoleFeature(IntEnum):
+    """Feature bits of console devices."""
+
+    MULTIPORT = 1 << 1
+
+
+class ConsoleEvent(IntEnum):
+    """What a control message says."""
+
+    DEVICE_READY = 0
+    DEVICE_ADD = 1
+    PORT_READY = 3
+    CONSOLE_PORT = 4
+    PORT_OPEN = 6
+    PORT_NAME = 7
+
+
+@record(size=12, source="VIRTIO 1.2, struct virtio_console_config")
+class ConsoleConfig(Record):
+    """Columns, rows and emergency writes count with features that are not modelled."""
+
+    cols: int = u16(0)
+    rows: int = u16(2)
+    max_nr_ports: int = u32(4)
+    emerg_wr: int = u32(8)
+
+
+@record(size=8, source="VIRTIO 1.2, struct virtio_console_control")
+class ConsoleControl(Record):
+    """A control message about port `id`; a name follows where the event says so."""
+
+    id: int = u32(0)
+    event: int = u16(4)
+    value: int = u16(6)
+
+
+def console_queue(port: int) -> int:
+    """A port's queue for the driver to read from; the next one is for it to write to."""
+    return 2 * port + 2 if port else 0

@@ -37,7 +37,7 @@ from swsnp.vmm.config import DEFAULT_POLICY, MODEL_CBITPOS, VmConfig
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from swsnp.cli.qemu_devices import DiskDevice, EntropyDevice
+    from swsnp.cli.qemu_devices import AnyDevice
     from swsnp.cli.qemu_values import Converter
 
 __all__ = ["ACCELERATORS", "QemuOptions", "SnpGuest", "parse_qemu_options"]
@@ -101,7 +101,7 @@ class QemuOptions:
     no_reboot: bool
     ordinary: bool
     """A kernel without SNP: -machine is given and names no confidential-guest-support."""
-    devices: tuple[DiskDevice | EntropyDevice, ...]
+    devices: tuple[AnyDevice, ...]
     snp: SnpGuest
 
     def vm_config(self) -> VmConfig:

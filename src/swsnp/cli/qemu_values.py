@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 from swsnp.errors import UsageError
 
@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Converter",
+    "Parts",
     "base64_bytes",
     "boolean",
     "comma_list",
     "convert_all",
     "kind_and_rest",
     "number",
+    "one_of",
     "path_value",
     "size",
     "text_value",
 ]
 
+T = TypeVar("T")
 Converter: TypeAlias = "Callable[[str], Any]"
 _UNITS: Final = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _BOOLEANS: Final = {
@@ -67,6 +70,17 @@ def size(default_unit: int) -> Converter:
         if value <= 0 or value % 4096:
             raise ValueError("a size of whole 4 KiB pages, at least one")
         return value
+
+    return convert
+
+
+def one_of(*words: str) -> Converter:
+    """One of these words."""
+
+    def convert(text: str) -> str:
+        if text not in words:
+            raise ValueError(" or ".join(words))
+        return text
 
     return convert
 
@@ -183,3 +197,38 @@ def _items(text: str) -> list[str]:
         elif comma:
             items.append("")
     return items
+
+
+class Parts(Generic[T]):
+    """Parts of the command line that devices name, each for one device.
+
+    Args:
+        word: what such a part is called.
+        remedy: the device that would have it.
+    """
+
+    def __init__(self, word: str, remedy: str) -> None:
+        self._word, self._remedy = word, remedy
+        self._free: dict[str, T] = {}
+
+    def add(self, option: str, identity: str, part: T) -> None:
+        """Keep it; UsageError when the id is taken."""
+        if identity in self._free:
+            raise UsageError(f"{option}: id {identity!r} is taken")
+        self._free[identity] = part
+
+    def take(self, where: str, values: Mapping[str, Any]) -> T:
+        """The part that a device's properties name, which is no other's then."""
+        if self._word not in values:
+            raise UsageError(f"{where}: property {self._word!r} is missing")
+        if (name := values[self._word]) not in self._free:
+            there = ", ".join(self._free) or "none"
+            raise UsageError(
+                f"{where}: property {self._word!r}: got {name!r}, there are {there} that are free"
+            )
+        return self._free.pop(name)
+
+    def refuse_unused(self) -> None:
+        """UsageError for a part that no device has."""
+        for name in self._free:
+            raise UsageError(f"{self._word} {name!r}: wanted a {self._remedy}={name} that has it")

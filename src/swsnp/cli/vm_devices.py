@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
 
+from swsnp.cli.qemu_chardevs import STDIO
 from swsnp.cli.qemu_devices import DiskDevice
+from swsnp.cli.qemu_ports import SerialDevice
 from swsnp.measure.direct_boot import virtio_places
 from swsnp.vmm.devices.block import Block
+from swsnp.vmm.devices.console import Console, Port
 from swsnp.vmm.devices.entropy import Entropy
 from swsnp.vmm.devices.power import attach_power
 from swsnp.vmm.devices.raw_file import RawFile
@@ -18,10 +23,12 @@ from swsnp.vmm.devices.virtio_mmio import VirtioMmio
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from swsnp.cli.qemu_devices import EntropyDevice
+    from swsnp.cli.qemu_chardevs import Chardev
+    from swsnp.cli.qemu_devices import AnyDevice
     from swsnp.machine.kernel_vm import KernelVm
     from swsnp.machine.ordinary_vm import OrdinaryVm
     from swsnp.vmm.devices.bus import Bus
+    from swsnp.vmm.devices.host_end import HostStream, Nobody
     from swsnp.vmm.devices.virtio_mmio import VirtioDevice
     from swsnp.vmm.stop import PowerSwitch
 
@@ -35,18 +42,27 @@ class VmDevices:
         wanted: the devices, in order.
 
     Raises:
-        InputError: a file cannot be a disk, or is in use.
+        InputError: a file cannot be a disk, or is in use; the end of a port cannot be opened.
         UsageError: too many devices.
+
+    Attributes:
+        places: where they are for the guest.
+        stdio: the port that has the standard output, and shall have the standard input; or None.
     """
 
-    def __init__(self, wanted: Sequence[DiskDevice | EntropyDevice]) -> None:
-        self.places = virtio_places(len(wanted))
+    def __init__(self, wanted: Sequence[AnyDevice]) -> None:
+        self.places: Final = virtio_places(len(wanted))
+        self.stdio: Port | None = None
+        self._consoles: list[Console] = []
+        self._attached: list[VirtioMmio] = []
         with ExitStack() as files:
             self._makers = [self._maker(each, files) for each in wanted]
             self._files = files.pop_all()
 
-    @staticmethod
-    def _maker(wanted: DiskDevice | EntropyDevice, files: ExitStack) -> Callable[[], VirtioDevice]:
+    def _maker(self, wanted: AnyDevice, files: ExitStack) -> Callable[[], VirtioDevice]:
+        if isinstance(wanted, SerialDevice):
+            console = self._console(wanted, files)
+            return lambda: console
         if not isinstance(wanted, DiskDevice):
             return lambda: Entropy(os.urandom)
         drive = wanted.drive
@@ -54,6 +70,21 @@ class VmDevices:
         file = files.enter_context(RawFile(drive.file, read_only=read_only, format_given=drive.format_given))
         disk = Snapshot(file) if drive.snapshot and not drive.read_only else file
         return lambda: Block(disk, serial=wanted.serial.encode())
+
+    def _console(self, wanted: SerialDevice, files: ExitStack) -> Console:
+        """A console device with its ports' ends, which it keeps over resets of the guest."""
+        ports = []
+        for each in wanted.ports:
+            end = _host_end(each.chardev)
+            files.callback(end.close)
+            port = Port(each.number, end, name=each.name, is_console=each.is_console)
+            end.attach(port)
+            ports.append(port)
+            if each.chardev.kind == STDIO:
+                self.stdio = port
+        console = Console(ports, most=wanted.most)
+        self._consoles.append(console)
+        return console
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +95,54 @@ class VmDevices:
     def attach(self, vm: KernelVm | OrdinaryVm, bus: Bus, power: PowerSwitch) -> None:
         """Put the devices of one boot on its bus, and what ACPI promises beside them."""
         for place, make in zip(self.places, self._makers, strict=True):
-            device = VirtioMmio(make(), vm.ram, vm.interrupt_line(place.interrupt))
+            made = make()
+            device = VirtioMmio(made, vm.ram, vm.interrupt_line(place.interrupt))
+            if isinstance(made, Console):
+                made.connect(device.kick)
             bus.attach_memory(place.registers, device)
+            self._attached.append(device)
         if self.places:
             attach_power(bus, power)
+        if self.stdio is not None:
+            self.stdio.go()
+
+    def detach(self) -> None:
+        """The guest has ended, and its memory is about to go; what it said before is taken.
+
+        Again is allowed.
+        """
+        for each in self._consoles:
+            each.finish()
+        for device in self._attached:
+            device.stop()
+        self._attached.clear()
+
+
+def _host_end(wanted: Chardev) -> HostStream | Nobody:
+    """Open the host's end of a port; where somebody has to be told how to reach it, stderr tells."""
+    from swsnp.vmm.devices import host_peers
+    from swsnp.vmm.devices.host_end import HostStream, Nobody
+
+    match wanted.kind, wanted.path:
+        case "null", _:
+            return Nobody()
+        case "stdio", _:
+            return HostStream(host_peers.standard_output())
+        case "pty", _:
+            terminal = host_peers.Pseudoterminal()
+            _tell(f"chardev {wanted.id} is {terminal.name}")
+            return HostStream(terminal)
+        case "file", Path() as path:
+            return HostStream(host_peers.file_end(path, append=wanted.append))
+        case "pipe", Path() as path:
+            return HostStream(host_peers.pipe_end(path))
+    address = wanted.path or (wanted.host, wanted.port)
+    if not wanted.server:
+        return HostStream(host_peers.connect_to(address))
+    listener = host_peers.Listener(address, wait=wanted.wait)
+    _tell(f"chardev {wanted.id} {'waits for a connection' if wanted.wait else 'listens'} at {listener.where}")
+    return HostStream(listener)
+
+
+def _tell(text: str) -> None:
+    print(f"swsnp vm: {text}", file=sys.stderr, flush=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swsnp.abi.ghcb import ExitCode, describe_termination
 from swsnp.cli import BAD_VERDICT, GOOD, common
+from swsnp.cli.qemu_devices import uses_stdio
 from swsnp.cli.vm_devices import VmDevices
 from swsnp.cli.vm_program import program_of
 from swsnp.cli.vm_terminal import Terminal
@@ -72,6 +74,8 @@ def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
         )
     symbols = symbols_of(ours.system_map)
     apart = program is not None and program.tells_status
+    if apart and any(map(uses_stdio, options.devices)):
+        raise UsageError("-chardev stdio: the standard output is that of the program of --exec")
     with VmDevices(options.devices) as devices:
         what = _Booted(kernel=kernel, initrd=initrd, options=options, devices=devices, console_apart=apart)
         return _boots(ours, what, symbols, _judged_host(options.snp.cbitpos))
@@ -165,7 +169,9 @@ class _Guest:
     ) -> None:
         self._machine, self._clock = machine, clock
         self._times = {"started": clock()}
-        self._console = sys.stderr.buffer if what.console_apart else sys.stdout.buffer
+        self._devices, self._apart = what.devices, what.console_apart
+        others = self._apart or self._devices.stdio is not None
+        self._console = sys.stderr.buffer if others else sys.stdout.buffer
         options = what.options
         self._terminated: int | None = None
         self._vmgexits = 0
@@ -199,7 +205,7 @@ class _Guest:
         try:
             self._log = _log_file(options.serial)
         except BaseException:
-            self.vm.close()
+            self._close_vm()
             raise
 
     def __enter__(self) -> _Guest:
@@ -207,9 +213,14 @@ class _Guest:
 
     def __exit__(self, *_: object) -> None:
         self._flush_all()
-        self.vm.close()
+        self._close_vm()
         if self._log is not None:
             self._log.close()
+
+    def _close_vm(self) -> None:
+        """Threads of the devices' own touch its memory no more."""
+        self._devices.detach()
+        self.vm.close()
 
     def _show(self, data: bytes) -> None:
         self._console.write(data)
@@ -250,13 +261,21 @@ class _Guest:
                 flusher.join()
 
     def _terminal(self) -> AbstractContextManager[object]:
-        """Standard input goes to the console, unless a program has the console beside its own output."""
-        if self._console is not sys.stdout.buffer or sys.stdin is None or sys.stdin.closed:
+        """Standard input goes where standard output comes from; a program of --exec has none."""
+        port = self._devices.stdio
+        if (self._apart and port is None) or sys.stdin is None or sys.stdin.closed:
             return nullcontext()
         try:
-            return Terminal(self._serial.receive, self._interrupt, sys.stdin.fileno())
+            fd = sys.stdin.fileno()
         except (OSError, ValueError):  # what stands for it has no descriptor
             return nullcontext()
+        if port is None:
+            return Terminal(self._serial.receive, self._interrupt, fd)
+        stack = ExitStack()
+        # keys must not wait for a guest that does not read, or nobody would see ^A x
+        stack.enter_context(Terminal(partial(port.receive, wait=not os.isatty(fd)), self._interrupt, fd))
+        stack.callback(port.stop)
+        return stack
 
     def _interrupt(self) -> None:
         self._quit = True

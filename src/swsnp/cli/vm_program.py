@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from swsnp.cli.qemu_devices import DiskDevice
+from swsnp.cli.qemu_devices import DiskDevice, EntropyDevice
+from swsnp.cli.qemu_ports import SerialDevice
 from swsnp.errors import InputError, UsageError
 from swsnp.vmm.initramfs import (
     REPORT_CRYPTO,
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["program_of"]
 
+_DRIVERS: Final = {
+    DiskDevice: "virtio_blk",
+    EntropyDevice: "virtio_rng",
+    SerialDevice: "virtio_console",
+}
 _CHECKSUMS: Final = ("crc32c_generic",)
 """Up to Linux 6.12 ext4 and btrfs ask the kernel's crypto API for crc32c, which no dependency tells."""
 
@@ -70,7 +76,7 @@ def _modules(ours: argparse.Namespace, options: QemuOptions, root: RootPlan | No
         return []
     if ours.module is not None:
         return find_modules(ours.modules, tuple(ours.module))
-    drivers = ["virtio_blk" if isinstance(each, DiskDevice) else "virtio_rng" for each in options.devices]
+    drivers = [_DRIVERS[type(each)] for each in options.devices]
     wanted = [*dict.fromkeys(["virtio_mmio", *drivers])] if drivers else []
     if root is not None:
         wanted.append(root.kind)

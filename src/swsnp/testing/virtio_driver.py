@@ -28,6 +28,8 @@ __all__ = ["DriverMemory", "VirtioDriver"]
 _AVAILABLE: Final = 0x1000
 _USED: Final = 0x2000
 _BUFFERS: Final = 0x4000
+_QUEUE: Final = 0x8000
+"""From one queue's memory to the next one's."""
 _MASK: Final = (1 << 32) - 1
 
 
@@ -62,10 +64,14 @@ class DriverMemory:
 
 
 class VirtioDriver:
-    """Brings a device up and sends it requests, each as a chain from descriptor 0."""
+    """Brings a device up and sends it requests on one queue, each as a chain from descriptor 0.
 
-    def __init__(self, device: VirtioMmio, memory: DriverMemory, *, size: int = 8) -> None:
-        self.device, self.memory, self.size = device, memory, size
+    A device with several queues has an object for each; one of them starts it together with the others.
+    """
+
+    def __init__(self, device: VirtioMmio, memory: DriverMemory, *, size: int = 8, queue: int = 0) -> None:
+        self.device, self.memory, self.size, self.queue = device, memory, size, queue
+        self._base = _QUEUE * queue
         self._offered = 0
 
     def get(self, register: int) -> int:
@@ -100,17 +106,28 @@ class VirtioDriver:
         self.put(MmioRegister.STATUS, self.status | DeviceStatus.FEATURES_OK)
         return self.status
 
-    def start(self, features: int = VIRTIO_F_VERSION_1 | VIRTIO_F_ACCESS_PLATFORM) -> None:
-        """Everything up to DRIVER_OK, with one queue."""
+    def start(
+        self,
+        features: int = VIRTIO_F_VERSION_1 | VIRTIO_F_ACCESS_PLATFORM,
+        *,
+        others: Sequence[VirtioDriver] = (),
+    ) -> None:
+        """Everything up to DRIVER_OK, with this queue and the others."""
         self.accept(features)
-        self.set_queue(0, _AVAILABLE, _USED)
-        self._offered = 0
-        self.memory.raw[_AVAILABLE : _AVAILABLE + 4] = self.memory.raw[_USED : _USED + 4] = bytes(4)
+        for each in (self, *others):
+            each.set_up()
         self.put(MmioRegister.STATUS, self.status | DeviceStatus.DRIVER_OK)
 
+    def set_up(self) -> None:
+        """Empty rings, and the queue enabled."""
+        self.set_queue(self._base, self._base + _AVAILABLE, self._base + _USED)
+        self._offered = 0
+        for ring in (_AVAILABLE, _USED):
+            self.memory.raw[self._base + ring : self._base + ring + 4] = bytes(4)
+
     def set_queue(self, descriptors: int, available: int, used: int) -> None:
-        """Addresses of queue 0, and enable it."""
-        self.put(MmioRegister.QUEUE_SEL, 0)
+        """Addresses of the queue, and enable it."""
+        self.put(MmioRegister.QUEUE_SEL, self.queue)
         self.put(MmioRegister.QUEUE_SIZE, self.size)
         for register, gpa in (
             (MmioRegister.QUEUE_DESC_LOW, descriptors),
@@ -123,27 +140,27 @@ class VirtioDriver:
 
     def describe(self, index: int, descriptor: VirtqDescriptor) -> None:
         """Write a descriptor."""
-        at = VirtqDescriptor.SIZE * index
+        at = self._base + VirtqDescriptor.SIZE * index
         self.memory.raw[at : at + VirtqDescriptor.SIZE] = bytes(descriptor)
 
     def offer(self, *heads: int, flags: int = 0) -> None:
         """Put chains into the available ring, and notify."""
         for head in heads:
-            at = _AVAILABLE + 4 + 2 * (self._offered % self.size)
+            at = self._base + _AVAILABLE + 4 + 2 * (self._offered % self.size)
             struct.pack_into("<H", self.memory.raw, at, head)
             self._offered = self._offered + 1 & 0xFFFF
-        struct.pack_into("<HH", self.memory.raw, _AVAILABLE, flags, self._offered)
-        self.put(MmioRegister.QUEUE_NOTIFY, 0)
+        struct.pack_into("<HH", self.memory.raw, self._base + _AVAILABLE, flags, self._offered)
+        self.put(MmioRegister.QUEUE_NOTIFY, self.queue)
 
     def used(self) -> tuple[int, list[tuple[int, int]]]:
         """Index of the used ring, and its entries by slot: head and length."""
-        (index,) = struct.unpack_from("<H", self.memory.raw, _USED + 2)
-        slots = range(_USED + 4, _USED + 4 + 8 * self.size, 8)
+        (index,) = struct.unpack_from("<H", self.memory.raw, self._base + _USED + 2)
+        slots = range(self._base + _USED + 4, self._base + _USED + 4 + 8 * self.size, 8)
         return index, [struct.unpack_from("<II", self.memory.raw, at) for at in slots]
 
     def chain(self, readable: Sequence[bytes], writable: Sequence[int]) -> list[tuple[int, int]]:
         """Lay out a chain of buffers from descriptor 0 on; address and size of the writable ones."""
-        at, room = _BUFFERS, []
+        at, room = self._base + _BUFFERS, []
         sizes = [*map(len, readable), *writable]
         for index, size in enumerate(sizes):
             flags = 0 if index < len(readable) else int(DescriptorFlag.WRITE)

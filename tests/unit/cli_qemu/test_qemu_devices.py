@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from swsnp.cli.qemu_devices import DiskDevice, Drive, EntropyDevice
+from swsnp.cli.qemu_devices import AnyDevice, DiskDevice, EntropyDevice
+from swsnp.cli.qemu_drives import Drive
 from swsnp.cli.qemu_options import parse_qemu_options
 from swsnp.errors import UsageError
 
 
-def devices(words: str) -> tuple[DiskDevice | EntropyDevice, ...]:
+def devices(words: str) -> tuple[AnyDevice, ...]:
     return parse_qemu_options(["-kernel", "k", *words.split()]).devices
 
 
@@ -57,7 +58,7 @@ def drive(name: str, *, read_only: bool = False, format_given: bool = True, snap
         ),
     ],
 )
-def test_devices(words: str, found: tuple[DiskDevice | EntropyDevice, ...]) -> None:
+def test_devices(words: str, found: tuple[AnyDevice, ...]) -> None:
     """qemu(1): in the order of the command line; a drive with an interface is a device of its own."""
     assert devices(words) == found
 

@@ -33,12 +33,20 @@ class Echo:
     device_id = 77
     features = 0b1010
     queues = 1
+    queue_size = QUEUE_SIZE
     config = bytes(range(10))
 
     def __init__(self) -> None:
         self.served: list[bytes] = []
+        self.begun: list[int] = []
+        self.busy = False
 
-    def serve(self, queue: int, chain: Chain) -> int:
+    def begin(self, features: int) -> None:
+        self.begun.append(features)
+
+    def serve(self, queue: int, chain: Chain) -> int | None:
+        if self.busy:
+            return None
         said = chain.read()
         self.served.append(said)
         if said == b"unanswerable":
@@ -273,6 +281,75 @@ def test_reset_lowers_the_line(rig: Rig) -> None:
     rig.driver.request([b"x"], [])
     rig.driver.put(MmioRegister.STATUS, 0)
     assert (rig.levels, rig.driver.get(MmioRegister.INTERRUPT_STATUS)) == ([True, False], 0)
+
+
+# Devices that take their time
+
+
+def test_device_begins_with_its_driver() -> None:
+    """3.1.1: the device is told the features once, when the driver is ready, and again after a reset."""
+    rig = Rig()
+    rig.driver.accept(REQUIRED | 0b10)
+    assert rig.echo.begun == []
+    for _ in range(2):
+        rig.driver.put(MmioRegister.STATUS, rig.driver.status | DeviceStatus.DRIVER_OK)
+    assert rig.echo.begun == [REQUIRED | 0b10]
+    rig.driver.start(REQUIRED | 0b1000)
+    assert rig.echo.begun == [REQUIRED | 0b10, REQUIRED | 0b1000]
+
+
+def test_device_does_not_begin_without_features() -> None:
+    """3.1.1: DRIVER_OK alone, or with features that were refused, starts nothing."""
+    rig = Rig()
+    rig.driver.accept(0)
+    rig.driver.put(MmioRegister.STATUS, rig.driver.status | DeviceStatus.DRIVER_OK)
+    assert rig.echo.begun == []
+
+
+def test_chain_that_has_to_wait(rig: Rig) -> None:
+    """2.7: buffers that the device does not use stay in the ring, in their order, without an interrupt."""
+    rig.echo.busy = True
+    for index, text in enumerate((b"one", b"two")):
+        at = 0x4000 + 16 * index
+        rig.memory.raw[at : at + 3] = text
+        rig.driver.describe(index, VirtqDescriptor(addr=at, len=3))
+        rig.driver.offer(index)
+    rig.device.kick(0)
+    assert (rig.driver.used()[0], rig.levels) == (0, [])
+    rig.echo.busy = False
+    rig.device.kick(0)
+    assert (rig.driver.used()[0], rig.echo.served, rig.levels) == (2, [b"one", b"two"], [True])
+    rig.device.kick(0)
+    assert rig.driver.used()[0] == 2
+
+
+def test_queue_size_of_a_device() -> None:
+    """4.2.2: QueueSizeMax is the device's own, and a larger queue is refused."""
+    rig = Rig(size=16)
+    rig.echo.queue_size = 8
+    rig.device = VirtioMmio(rig.echo, rig.memory, rig.levels.append)
+    rig.driver = VirtioDriver(rig.device, rig.memory, size=16)
+    assert rig.driver.get(MmioRegister.QUEUE_SIZE_MAX) == 8
+    rig.driver.start()
+    assert rig.broken
+
+
+def test_stopped_device_does_nothing(rig: Rig) -> None:
+    """A guest that has ended has no memory any more."""
+    rig.driver.request([b"x"], [])
+    rig.echo.busy = True
+    rig.driver.offer(0)
+    rig.device.stop()
+    rig.echo.busy = False
+    rig.device.kick(0)
+    assert (len(rig.echo.served), rig.driver.used()[0], rig.levels) == (1, 1, [True, False])
+
+
+@pytest.mark.parametrize("queue", [1, 99])
+def test_kick_of_no_queue(rig: Rig, queue: int) -> None:
+    """Nothing happens."""
+    rig.device.kick(queue)
+    assert not rig.broken
 
 
 # Hostile drivers

@@ -57,6 +57,7 @@ def test_every_reader_has_a_harness() -> None:
         "kernel_image",
         "kernel_module",
         "virtqueue",
+        "console",
     }
 
 

@@ -70,6 +70,7 @@ class Block:
 
     device_id: Final = DeviceId.BLOCK
     queues: Final = 1
+    queue_size: Final = QUEUE_SIZE
 
     def __init__(self, disk: Disk, *, serial: bytes = b"") -> None:
         self._disk, self._serial = disk, serial[:BLK_ID_SIZE].ljust(BLK_ID_SIZE, b"\0")
@@ -83,6 +84,9 @@ class Block:
             blk_size=SECTOR,
         )
         self.config = bytes(config)
+
+    def begin(self, features: int) -> None:
+        """Requests stand for themselves."""
 
     def serve(self, queue: int, chain: Chain) -> int:
         """Header, data and status may be cut into buffers in any way."""

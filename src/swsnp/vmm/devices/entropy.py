@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.virtio import DeviceId
-from swsnp.vmm.devices.virtqueue import DriverFault
+from swsnp.vmm.devices.virtqueue import QUEUE_SIZE, DriverFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +30,15 @@ class Entropy:
 
     device_id: Final = DeviceId.ENTROPY
     queues: Final = 1
+    queue_size: Final = QUEUE_SIZE
     features: Final = 0
     config: Final = b""
 
     def __init__(self, source: Callable[[int], bytes]) -> None:
         self._source = source
+
+    def begin(self, features: int) -> None:
+        """Requests stand for themselves."""
 
     def serve(self, queue: int, chain: Chain) -> int:
         """Fill the room."""

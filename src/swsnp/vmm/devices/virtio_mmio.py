@@ -19,7 +19,7 @@ from swsnp.abi.virtio import (
     Interrupt,
     MmioRegister,
 )
-from swsnp.vmm.devices.virtqueue import QUEUE_SIZE, DriverFault, Virtqueue
+from swsnp.vmm.devices.virtqueue import DriverFault, Virtqueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,8 +67,20 @@ class VirtioDevice(Protocol):
         """How many."""
         ...
 
-    def serve(self, queue: int, chain: Chain) -> int:
+    @property
+    def queue_size(self) -> int:
+        """Descriptors that each of them can have, a power of two."""
+        ...
+
+    def begin(self, features: int) -> None:
+        """The driver is ready, with these features; what was said to the driver before is forgotten."""
+        ...
+
+    def serve(self, queue: int, chain: Chain) -> int | None:
         """Do one request; how many bytes of its room were written.
+
+        None: not now. The chain stays in the queue, until `VirtioMmio.kick` or the driver's next
+        notification.
 
         Raises:
             DriverFault: it cannot be answered.
@@ -88,8 +100,8 @@ class VirtioMmio:
     def __init__(self, device: VirtioDevice, memory: SharedMemory, line: Callable[[bool], None]) -> None:
         self._device, self._line = device, line
         self._features = device.features | _REQUIRED
-        self._queues = tuple(Virtqueue(memory) for _ in range(device.queues))
-        self._lock = threading.Lock()
+        self._queues = tuple(Virtqueue(memory, device.queue_size) for _ in range(device.queues))
+        self._lock = threading.RLock()
         self._writers: Final[dict[int, Callable[[int], None]]] = {
             MmioRegister.STATUS: self._set_status,
             MmioRegister.INTERRUPT_ACK: self._acknowledge,
@@ -99,7 +111,7 @@ class VirtioMmio:
             MmioRegister.QUEUE_SEL: self._select_queue,
             MmioRegister.QUEUE_SIZE: self._set_queue_size,
             MmioRegister.QUEUE_READY: self._set_queue_ready,
-            MmioRegister.QUEUE_NOTIFY: self._notified,
+            MmioRegister.QUEUE_NOTIFY: self._run,
         }
         self._level = False
         self._reset()
@@ -112,6 +124,21 @@ class VirtioMmio:
         for each in self._queues:
             each.reset()
         self._settle()
+
+    # The device's side
+
+    def kick(self, queue: int) -> None:
+        """Offer the chains of a queue to the device again, which left some there; any thread may.
+
+        Also from within `VirtioDevice.serve`, for another queue.
+        """
+        with self._lock:
+            self._run(queue)
+
+    def stop(self) -> None:
+        """Touch guest memory no more, whoever kicks: the guest is about to be gone."""
+        with self._lock:
+            self._reset()
 
     # Accesses
 
@@ -147,7 +174,7 @@ class VirtioMmio:
             case MmioRegister.DEVICE_FEATURES:
                 return self._features >> 32 * self._device_select & _ONES
             case MmioRegister.QUEUE_SIZE_MAX:
-                return 0 if queue is None else QUEUE_SIZE
+                return 0 if queue is None else queue.largest
             case MmioRegister.QUEUE_READY:
                 return 0 if queue is None else int(queue.ready)
             case MmioRegister.INTERRUPT_STATUS:
@@ -170,7 +197,10 @@ class VirtioMmio:
         chosen = self._accepted & ~self._features == 0 and self._accepted & _REQUIRED == _REQUIRED
         if not chosen:
             new &= ~DeviceStatus.FEATURES_OK
+        before = self._status & _RUNNING
         self._status |= new
+        if before != _RUNNING == self._status & _RUNNING:
+            self._device.begin(self._accepted)
 
     def _select_device_features(self, value: int) -> None:
         self._device_select = value
@@ -210,14 +240,17 @@ class VirtioMmio:
             except DriverFault as fault:
                 self._broken(fault)
 
-    def _notified(self, value: int) -> None:
+    def _run(self, value: int) -> None:
         running = self._status & _RUNNING == _RUNNING and not self._status & DeviceStatus.NEEDS_RESET
         if not running or value >= len(self._queues) or not (queue := self._queues[value]).ready:
             return
         try:
             served = False
             for chain in queue.offered():
-                queue.complete(chain, self._device.serve(value, chain))
+                if (written := self._device.serve(value, chain)) is None:
+                    queue.put_back()
+                    break
+                queue.complete(chain, written)
                 served = True
             if served and queue.wants_interrupt():
                 self._interrupt(Interrupt.USED_BUFFER)

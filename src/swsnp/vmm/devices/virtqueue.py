@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Buffer", "Chain", "DriverFault", "LARGEST_CHAIN", "QUEUE_SIZE", "SharedMemory", "Virtqueue"]
 
 QUEUE_SIZE: Final = 128
-"""Descriptors that a queue can have."""
+"""Descriptors that a queue can have, unless its device says less."""
 LARGEST_CHAIN: Final = 16 << 20
 """Bytes that one chain may name, all its buffers together: what the host holds for it at a time."""
 _INDICES: Final = 1 << 16
@@ -89,6 +89,10 @@ class Chain:
 class Virtqueue:
     """One queue. The transport sets `size` and addresses, then calls `enable`.
 
+    Args:
+        memory: where it lies.
+        largest: descriptors that it can have, a power of two.
+
     Attributes:
         size: descriptors; a power of two.
         descriptors: GPA of the descriptor table.
@@ -97,8 +101,9 @@ class Virtqueue:
         ready: whether the driver has enabled it.
     """
 
-    def __init__(self, memory: SharedMemory) -> None:
+    def __init__(self, memory: SharedMemory, largest: int = QUEUE_SIZE) -> None:
         self._memory = memory
+        self.largest: Final = largest
         self.reset()
 
     def reset(self) -> None:
@@ -113,8 +118,8 @@ class Virtqueue:
         Raises:
             DriverFault: a size that no queue has, or an address that is not aligned.
         """
-        if not 0 < self.size <= QUEUE_SIZE or self.size & self.size - 1:
-            raise DriverFault(f"queue size: got {self.size}, wanted a power of two up to {QUEUE_SIZE}")
+        if not 0 < self.size <= self.largest or self.size & self.size - 1:
+            raise DriverFault(f"queue size: got {self.size}, wanted a power of two up to {self.largest}")
         areas = zip(_ALIGNMENTS.items(), (self.descriptors, self.available, self.used), strict=True)
         for (name, alignment), gpa in areas:
             if gpa % alignment:
@@ -141,6 +146,10 @@ class Virtqueue:
             (head,) = _U16.unpack(_read(self._memory, slot, _U16.size))
             self._taken = (self._taken + 1) % _INDICES
             yield self._chain(head)
+
+    def put_back(self) -> None:
+        """The chain that was yielded last is offered again next time."""
+        self._taken = (self._taken - 1) % _INDICES
 
     def complete(self, chain: Chain, written: int) -> None:
         """Give a chain back, `written` bytes into its room."""
