@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_form",
     "check_product",
-    "parse_report",
+    "check_size",
 ]
 
 
@@ -50,17 +50,17 @@ _LAX_MODELS: Final = ((0x19, 0x01), (0x19, 0x11), (0x1A, 0x02))
 """Family and model of the only processors that go-sev-guest knows."""
 
 
-def parse_report(data: bytes, findings: Findings) -> AttestationReport | None:
-    """P1. Exactly one report; None when it is not."""
+def check_size(data: bytes, findings: Findings) -> bool:
+    """P1. Exactly one report; False when it is not."""
     if len(data) != REPORT_SIZE:
         findings.fail("P1", "report", f"{len(data)} bytes", f"{REPORT_SIZE} bytes")
-        return None
+        return False
     findings.made |= _SIZE
-    return AttestationReport.parse(data)
+    return True
 
 
 def check_form(data: bytes, report: AttestationReport, findings: Findings) -> None:
-    """Fields that the document fixes, one by one.
+    """Fields that the document fixes, one by one; `data` is what the report was read from.
 
     P2. VERSION is 2 to 5.
     P3. What the version reserves is zero. Unknown bits of PLATFORM_INFO are told, not refused: they are not
@@ -112,7 +112,11 @@ def _check_reserved(data: bytes, report: AttestationReport, findings: Findings) 
 
 
 def check_product(
-    report: AttestationReport, product: Product | None, leaf: Certificate | None, findings: Findings
+    report: AttestationReport,
+    chip_id: bytes,
+    product: Product | None,
+    leaf: Certificate | None,
+    findings: Findings,
 ) -> Product | None:
     """Which product line the report belongs to. Only a claim until the signature has been verified.
 
@@ -122,7 +126,7 @@ def check_product(
         Turin's. productName is not asked: it does not tell the truth about steppings and models.
     """
     if report.version < 3:
-        found = _product_of_version_2(report, product, leaf, findings)
+        found = _product_of_version_2(chip_id, product, leaf, findings)
         findings.made |= _BY_ISSUER
     else:
         found = _product_by_cpu(report, product, leaf, findings)
@@ -157,10 +161,10 @@ def _named(family: int, model: int) -> str:
 
 
 def _product_of_version_2(
-    report: AttestationReport, product: Product | None, leaf: Certificate | None, findings: Findings
+    chip_id: bytes, product: Product | None, leaf: Certificate | None, findings: Findings
 ) -> Product | None:
     found = product or (None if leaf is None else issuing_product(leaf))
-    if found is None and any(report.chip_id[:8]) and not any(report.chip_id[8:]):
+    if found is None and any(chip_id[:8]) and not any(chip_id[8:]):
         found = Product.TURIN
     if found is None:
         findings.fail("P10", "product", "none named", "one from the caller, the issuer or CHIP_ID")

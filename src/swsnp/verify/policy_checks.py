@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from swsnp.abi.snp_report import AttestationReport, Product, TcbVersion
     from swsnp.verify.policy import Policy
     from swsnp.verify.result import Findings
+    from swsnp.verify.shared_report import Own
 
     Check: TypeAlias = Callable[[AttestationReport, Product | None, Findings], None]
+    OwnCheck: TypeAlias = Callable[[Own, Product | None, Findings], None]
 
 __all__ = ["Compiled", "check_given", "compile_policy"]
 
@@ -31,7 +33,6 @@ _Y3: Final = mask("Y3")
 _Y4: Final = mask("Y4")
 _MIT_VECTORS_FROM: Final = 5
 _EXACT: Final = (
-    ("Y5", "host_data", 0x0C0),
     ("Y6", "family_id", 0x010),
     ("Y7", "image_id", 0x020),
     ("Y9", "report_id_ma", 0x160),
@@ -39,9 +40,10 @@ _EXACT: Final = (
 
 
 def check_given(
-    report: AttestationReport,
-    report_data: tuple[bytes, ...],
-    measurements: tuple[frozenset[bytes], ...],
+    report_data: bytes,
+    measurement: bytes,
+    wanted_data: tuple[bytes, ...],
+    wanted_measurements: tuple[frozenset[bytes], ...],
     findings: Findings,
 ) -> None:
     """What makes a report this guest's, now.
@@ -50,20 +52,21 @@ def check_given(
     Y4. MEASUREMENT is the caller's, and one of the policy's; without it, any guest will do.
 
     Args:
-        report: the report.
-        report_data: of the policy and of the call, as far as given; all have to match.
-        measurements: the same; of each, one has to match.
+        report_data: the report's.
+        measurement: the report's.
+        wanted_data: of the policy and of the call, as far as given; all have to match.
+        wanted_measurements: the same; of each, one has to match.
         findings: where to write; a check without anything to compare with is not concluded.
     """
-    for wanted in report_data:
-        if report.report_data != wanted:
-            findings.fail("Y3", "REPORT_DATA", report.report_data.hex(), wanted.hex(), offset=0x50)
-    if report_data:
+    for wanted in wanted_data:
+        if report_data != wanted:
+            findings.fail("Y3", "REPORT_DATA", report_data.hex(), wanted.hex(), offset=0x50)
+    if wanted_data:
         findings.made |= _Y3
-    for alternatives in measurements:
-        if report.measurement not in alternatives:
-            findings.fail("Y4", "MEASUREMENT", report.measurement.hex(), _listed(alternatives), offset=0x90)
-    if measurements:
+    for alternatives in wanted_measurements:
+        if measurement not in alternatives:
+            findings.fail("Y4", "MEASUREMENT", measurement.hex(), _listed(alternatives), offset=0x90)
+    if wanted_measurements:
         findings.made |= _Y4
 
 
@@ -71,10 +74,13 @@ def check_given(
 class Compiled:
     """A policy made ready: its checks and their mask, what Y3 and Y4 compare with, and what it leaves open.
 
-    `not_checked` is found by whether the call gives report data, and whether it gives a measurement.
+    `own` are the checks that look at what is a report's own, `shared` all others. `not_checked` is found by
+    whether the call gives report data, and whether it gives a measurement. Equal to itself alone.
     """
 
-    checks: tuple[Check, ...]
+    policy: Policy
+    shared: tuple[Check, ...]
+    own: tuple[OwnCheck, ...]
     made: int
     report_data: tuple[bytes, ...]
     measurements: tuple[frozenset[bytes], ...]
@@ -110,24 +116,29 @@ def compile_policy(policy: Policy) -> Compiled:
     Y22. CURRENT_MIT_VECTOR and `current_mit_vector`, likewise.
     Y23. CHIP_ID is one of `chip_ids`; the 8 bytes of Turin may stand without their zeros.
     """
-    found = {
+    shared: dict[str, Check] = {
         "Y1": _waivable("Y1", "debug", policy.allow_debug),
         "Y2": _waivable("Y2", "migrate_ma", policy.allow_migrate_ma),
     }
+    own: dict[str, OwnCheck] = {}
+    if policy.host_data is not None:
+        own["Y5"] = _exact("Y5", "host_data", policy.host_data, 0x0C0)
     for check, name, offset in _EXACT:
         if policy.demands(name):
-            found[check] = _exact(check, name, getattr(policy, name), offset)
+            shared[check] = _exact(check, name, getattr(policy, name), offset)
     if policy.report_ids:
-        found["Y8"] = _one_of("Y8", "report_id", frozenset(policy.report_ids), 0x140)
+        own["Y8"] = _one_of("Y8", "report_id", frozenset(policy.report_ids), 0x140)
     if policy.chip_ids:
         listed = frozenset(each.ljust(_CHIP_ID, b"\0") for each in policy.chip_ids)
-        found["Y23"] = _one_of("Y23", "chip_id", listed, 0x1A0)
+        own["Y23"] = _one_of("Y23", "chip_id", listed, 0x1A0)
     for check, names, make in _MADE_BY:
         if any(map(policy.demands, names)):
-            found[check] = make(policy)
+            shared[check] = make(policy)
     return Compiled(
-        checks=tuple(found.values()),
-        made=mask(*found),
+        policy=policy,
+        shared=tuple(shared.values()),
+        own=tuple(own.values()),
+        made=mask(*shared, *own),
         report_data=() if policy.report_data is None else (policy.report_data,),
         measurements=(frozenset(policy.measurements),) if policy.measurements else (),
         not_checked=_not_checked(policy),
@@ -162,8 +173,10 @@ def _waivable(check: str, name: str, waived: bool) -> Check:
     return apply
 
 
-def _exact(check: str, name: str, wanted: bytes, offset: int) -> Check:
-    def apply(report: AttestationReport, product: Product | None, findings: Findings) -> None:
+def _exact(
+    check: str, name: str, wanted: bytes, offset: int
+) -> Callable[[AttestationReport | Own, Product | None, Findings], None]:
+    def apply(report: AttestationReport | Own, product: Product | None, findings: Findings) -> None:
         got: bytes = getattr(report, name)
         if got != wanted:
             findings.fail(check, name.upper(), got.hex(), wanted.hex(), offset=offset)
@@ -171,9 +184,9 @@ def _exact(check: str, name: str, wanted: bytes, offset: int) -> Check:
     return apply
 
 
-def _one_of(check: str, name: str, wanted: frozenset[bytes], offset: int) -> Check:
-    def apply(report: AttestationReport, product: Product | None, findings: Findings) -> None:
-        got: bytes = getattr(report, name)
+def _one_of(check: str, name: str, wanted: frozenset[bytes], offset: int) -> OwnCheck:
+    def apply(own: Own, product: Product | None, findings: Findings) -> None:
+        got: bytes = getattr(own, name)
         if got not in wanted:
             findings.fail(check, name.upper(), got.hex(), _listed(wanted), offset=offset)
 

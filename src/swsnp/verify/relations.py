@@ -53,7 +53,7 @@ _RESERVED: Final = {product: _reserved(product) for product in Product}
 
 
 def check_leaf_relations(
-    report: AttestationReport, leaf: LeafProfile | None, policy: Policy, findings: Findings
+    reported_tcb: TcbVersion, chip_id: bytes, leaf: LeafProfile | None, policy: Policy, findings: Findings
 ) -> None:
     """The report and the certificate speak of one machine.
 
@@ -68,9 +68,8 @@ def check_leaf_relations(
         findings.skip("R3", "the leaf's extensions could not be read")
         return
     wanted = leaf.tcb_version
-    if report.reported_tcb != wanted:
-        findings.fail("R2", "REPORTED_TCB", shown(report.reported_tcb), shown(wanted), offset=0x180)
-    chip_id = report.chip_id
+    if reported_tcb != wanted:
+        findings.fail("R2", "REPORTED_TCB", shown(reported_tcb), shown(wanted), offset=0x180)
     if chip_id == _NO_CHIP:
         if policy.require_chip_id:
             findings.fail("R3", "CHIP_ID", "zero (masked)", "a chip id", offset=0x1A0)

@@ -176,6 +176,10 @@ class Findings:
         self.noted += noted
         self.made |= made
 
+    def sort(self, start: int) -> None:
+        """Put what was noted from there on into the order of the checks."""
+        self.noted[start:] = sorted(self.noted[start:], key=lambda each: _BITS[each.check])
+
     def skip(self, check: str, why: str) -> None:
         """The check could not be made."""
         self._add(check, Outcome.SKIP, why)
@@ -247,12 +251,12 @@ class Verification:
     accepted: authenticated, every rule of the policy held, and both REPORT_DATA and MEASUREMENT were given
         to compare with, and matched.
 
-    `report` is None when the bytes are no report. Without `authenticated`, report, leaf and product are what
-    the evidence claims and nothing more. `noted` has what is worth saying; `made` is the `mask` of the checks
-    that were made.
+    `raw` is the report's bytes, None when they are no report. Without `authenticated`, report, leaf and
+    product are what the evidence claims and nothing more. `noted` has what is worth saying; `made` is the
+    `mask` of the checks that were made.
     """
 
-    report: AttestationReport | None
+    raw: bytes | None
     noted: tuple[Finding, ...]
     made: int
     missing: tuple[str, ...]
@@ -268,7 +272,7 @@ class Verification:
 
     def __post_init__(self) -> None:
         made, failed = self.made, False
-        genuine = self.report is not None
+        genuine = self.raw is not None
         for each in self.noted:
             if each.outcome is Outcome.SKIP:
                 made &= ~_BITS[each.check]
@@ -278,6 +282,11 @@ class Verification:
         genuine = genuine and made & _REQUIRED == _REQUIRED and made & _PRODUCT != 0
         object.__setattr__(self, "authenticated", genuine)
         object.__setattr__(self, "passed", genuine and not failed)
+
+    @cached_property
+    def report(self) -> AttestationReport | None:
+        """The report's fields, read when somebody asks; None when the bytes are no report."""
+        return None if self.raw is None else AttestationReport.parse(self.raw)
 
     @property
     def accepted(self) -> bool:

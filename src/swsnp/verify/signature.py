@@ -4,36 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from swsnp.abi.snp_report import SIGNATURE_OFFSET, SIGNED_SIZE
+from swsnp.abi.snp_report import SIGNATURE_OFFSET, SIGNED_SIZE, AttestationReport
 from swsnp.crypto.derive import P384_ORDER
 from swsnp.verify.result import mask
 
 if TYPE_CHECKING:
-    from swsnp.abi.snp_report import AttestationReport
     from swsnp.certs.x509_reader import Certificate
     from swsnp.crypto import ecdsa
     from swsnp.verify.result import Findings
+    from swsnp.verify.shared_report import Own
 
 __all__ = ["check_report_signature", "check_signature_form", "signed_by"]
 
 _NUMBER: Final = 48
 _HIGH: Final = bytes(24)
 _TAIL: Final = bytes(368)
+_TAIL_OFFSET: Final = AttestationReport.offset_of("reserved_330")
 _FORM: Final = mask("P7", "P8")
 _SIGNED: Final = mask("R1")
 
 
-def check_signature_form(report: AttestationReport, findings: Findings) -> None:
+def check_signature_form(data: bytes, own: Own, findings: Findings) -> None:
     """The signature field, before any key is known.
 
     P7. Bytes 48 to 71 of R and S are zero, and 1 <= R, S < n. Without the first, one signature would have
         many encodings. (R, S) and (R, n-S) both verify: signature bytes are never an identifier.
     P8. The bytes after S are zero.
     """
-    _check_number("R", report.signature_r, 0x2A0, findings)
-    _check_number("S", report.signature_s, 0x2E8, findings)
-    tail = report.reserved_330
-    if tail != _TAIL:
+    _check_number("R", own.signature_r, 0x2A0, findings)
+    _check_number("S", own.signature_s, 0x2E8, findings)
+    if not data.endswith(_TAIL):
+        tail = data[_TAIL_OFFSET:]
         findings.fail("P8", "bytes 330h..49Fh", tail.hex().rstrip("0"), 0, offset=0x330)
     findings.made |= _FORM
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Final, Literal
 from swsnp.errors import UsageError
 from swsnp.verify.chain import Judged, Signatures, check_times, judge
 from swsnp.verify.evidence import Evidence, Leaf, Reader
-from swsnp.verify.parse import check_form, check_product, parse_report
+from swsnp.verify.parse import check_product, check_size
 from swsnp.verify.policy import Policy
 from swsnp.verify.policy_checks import check_given, compile_policy
-from swsnp.verify.relations import check_leaf_relations, check_policy_relations, check_tcb_relations
+from swsnp.verify.relations import check_leaf_relations
 from swsnp.verify.result import CHECKS, Findings, Verification, mask
+from swsnp.verify.shared_report import own_of, shared_of
 from swsnp.verify.signature import check_report_signature, check_signature_form, signed_by
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
     from swsnp.abi.snp_report import AttestationReport, Product
     from swsnp.crypto.ecdsa import Engine
+    from swsnp.verify.result import Finding
     from swsnp.verify.roots import Roots
+    from swsnp.verify.shared_report import Own
 
 __all__ = ["Verifier", "verify", "verify_strict"]
 
@@ -114,19 +117,15 @@ class Verifier:
         )
         findings.take(evidence.noted, _READ)
         data = bytes(report)
-        parsed = parse_report(data, findings)
         product = leaf = None
-        if parsed is None:
+        readable = check_size(data, findings)
+        if readable:
+            product, leaf = self._judge(data, evidence, at, wanted_data, wanted_measurements, findings)
+        else:
             for name in CHECKS.keys() - _ON_EVIDENCE:
                 findings.skip(name, "the report could not be read")
-        else:
-            product, leaf = self._authenticate(data, parsed, evidence, at, findings)
-            check_given(parsed, wanted_data, wanted_measurements, findings)
-            for check in self._compiled.checks:
-                check(parsed, product, findings)
-            findings.made |= self._compiled.made
         return Verification(
-            report=parsed,
+            raw=data if readable else None,
             noted=tuple(findings.noted),
             made=findings.made,
             missing=_missing(wanted_data, wanted_measurements),
@@ -135,27 +134,47 @@ class Verifier:
             leaf=None if leaf is None else leaf.certificate,
         )
 
-    def _authenticate(
-        self, data: bytes, report: AttestationReport, evidence: Evidence, at: datetime, findings: Findings
+    def _judge(
+        self,
+        data: bytes,
+        evidence: Evidence,
+        at: datetime,
+        wanted_data: tuple[bytes, ...],
+        wanted_measurements: tuple[frozenset[bytes], ...],
+        findings: Findings,
     ) -> tuple[Product | None, Leaf | None]:
-        """P2 to R11."""
-        policy = self._policy
-        check_form(data, report, findings)
-        check_signature_form(report, findings)
+        """P2 to Y23."""
+        policy, own, shared = self._policy, own_of(data), shared_of(data, lax=self._lax)
+        report = shared.report
+        findings.take(shared.noted, shared.made)
+        check_signature_form(data, own, findings)
         signing_key: int = report.signer_info.signing_key
         leaf, signed = _select_leaf(data, evidence.leaves.get(signing_key, ()))
         certificate = None if leaf is None else leaf.certificate
-        product = check_product(report, self._product, certificate, findings)
-        judged = self._judged(evidence, leaf, signing_key, product)
-        findings.take(judged.noted, judged.made)
-        check_times(judged, at, policy, findings)
+        product = check_product(report, own.chip_id, self._product, certificate, findings)
+        chain = self._chain(evidence, leaf, signing_key, product)
+        findings.take(chain.noted, chain.made)
+        check_times(chain, at, policy, findings)
         check_report_signature(signed, certificate, findings)
-        check_leaf_relations(report, judged.profile, policy, findings)
-        check_tcb_relations(report, product, policy, findings)
-        check_policy_relations(report, policy, findings)
+        check_leaf_relations(report.reported_tcb, own.chip_id, chain.profile, policy, findings)
+        judged = shared.judged(product, self._compiled)
+        findings.take(judged.relations, judged.made)
+        check_given(own.report_data, report.measurement, wanted_data, wanted_measurements, findings)
+        self._apply_policy(own, judged.policy, product, findings)
         return product, leaf
 
-    def _judged(
+    def _apply_policy(
+        self, own: Own, shared: tuple[Finding, ...], product: Product | None, findings: Findings
+    ) -> None:
+        """Y1, Y2 and Y5 to Y23, in their order."""
+        start = len(findings.noted)
+        findings.noted += shared
+        for check in self._compiled.own:
+            check(own, product, findings)
+        if shared:
+            findings.sort(start)
+
+    def _chain(
         self, evidence: Evidence, leaf: Leaf | None, signing_key: int, product: Product | None
     ) -> Judged:
         """The chain's judgement, from memory when this leaf was seen in this evidence."""

@@ -289,7 +289,7 @@ def test_strict_form(milan: Bench) -> None:
 def verdict(bench: Bench, *, without: str = "", noted: tuple[Finding, ...] = ()) -> Verification:
     """A result in which every check was made but one."""
     return Verification(
-        report=AttestationReport.parse(bench.report()),
+        raw=bench.report(),
         noted=noted,
         made=mask(*(name for name in CHECKS if name != without)),
         missing=(),
@@ -316,12 +316,12 @@ def test_nothing_is_authenticated_without_every_required_check(milan: Bench, mis
 
 def test_nothing_is_authenticated_without_findings(milan: Bench) -> None:
     """No finding, no report, no product: no verdict but a refusal."""
-    report, every = AttestationReport.parse(milan.report()), mask(*CHECKS)
+    report, every = milan.report(), mask(*CHECKS)
     quiet: dict[str, Any] = {"noted": (), "missing": (), "not_checked": ()}
-    assert Verification(report=report, made=every, **quiet).authenticated
-    assert not Verification(report=report, made=0, **quiet).authenticated
-    assert not Verification(report=None, made=every, **quiet).authenticated
-    assert not Verification(report=report, made=every & ~mask("P9", "P10"), **quiet).authenticated
+    assert Verification(raw=report, made=every, **quiet).authenticated
+    assert not Verification(raw=report, made=0, **quiet).authenticated
+    assert not Verification(raw=None, made=every, **quiet).authenticated
+    assert not Verification(raw=report, made=every & ~mask("P9", "P10"), **quiet).authenticated
 
 
 def test_findings_carry_rule_and_source() -> None:
