@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.real_guest.conftest import COMMAND_LINE, KERNELS, MEMORY, Guest
+from tests.real_guest.guests import COMMAND_LINE, KERNELS, MEMORY, Guest
 from tests.real_guest.lanes import run_lanes
 from tests.real_guest.place import BUILD, here_or_nested
 

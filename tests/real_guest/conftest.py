@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from tests.real_guest.builds import build_client
+from tests.real_guest.disks import small_root, whole_debians
+from tests.real_guest.guests import GUESTS, KERNELS, SEED, Guest
 from tests.real_guest.lanes import run_lanes
-from tests.real_guest.place import BUILD, here_or_nested
+from tests.real_guest.place import here_or_nested
 from tests.real_guest.said import Said
 
 from swsnp.machine import Machine
@@ -24,54 +26,9 @@ if TYPE_CHECKING:
     from tests.conftest import Skip
     from tests.real_guest.lanes import Ended, Lane
 
-KERNELS: Final = ("debian-12", "debian-13")
-PROFILES: Final = ("coco-v1", "linux-7.2")
-SEED: Final = "real-guest"
-"""Of every machine, so that this side knows its root and its certificates."""
-
 _LONGEST_S: Final = 870
 """All guests together: less than the 15 minutes of the whole job, so that its tests can say what came out."""
-_LONGEST_BOOT_S: Final = 600
-COMMAND_LINE: Final = "quiet random.trust_cpu=on tsc=reliable"
-MEMORY: Final = "512M"
-CLIENT: Final = ("/client", "/certs.blob")
 _TINY_GUESTS: Final = "-m pytest -q --color=no -p no:cacheprovider tests/e2e/plain_kvm"
-
-
-@dataclass(frozen=True)
-class Guest:
-    """A boot: which kernel, on which of the host's, with how many vCPUs."""
-
-    kernel: str
-    profile: str
-    cpus: int = 1
-
-    @property
-    def name(self) -> str:
-        """Of the command and its files."""
-        return f"{self.kernel}.{self.profile}.smp-{self.cpus}"
-
-    @property
-    def image(self) -> Path:
-        """The kernel."""
-        (image,) = (BUILD / self.kernel).glob("boot/vmlinuz-*")
-        return image
-
-    def command(self) -> list[str]:
-        """What boots it; files are in the job's folder, the kernel where it was unpacked."""
-        line = [sys.executable, "-m", "swsnp", "vm", "--profile", self.profile, "--seed", SEED]
-        line += ["--timeout", str(_LONGEST_BOOT_S), "--stats", f"$JOB/{self.name}.json"]
-        line += ["-kernel", str(self.image), "-append", COMMAND_LINE, "-m", MEMORY, "-smp", str(self.cpus)]
-        line += ["-machine", "q35,confidential-guest-support=sev0"]
-        line += ["-object", "sev-snp-guest,id=sev0,certs-path=$JOB/certs.blob"]
-        line += ["--modules", str(BUILD / self.kernel), "--exec-dir", "$JOB/root"]
-        return [*line, "--exec", *CLIENT]
-
-
-GUESTS: Final = (
-    *(Guest(kernel, profile) for kernel in KERNELS for profile in PROFILES),
-    Guest("debian-13", "linux-7.2", cpus=2),
-)
 
 
 @dataclass(frozen=True)
@@ -120,6 +77,19 @@ def answers(
         {each.name: each.command() for each in GUESTS if each.kernel == kernel} for kernel in KERNELS
     ]
     lanes[-1]["tiny-guests"] = [sys.executable, *_TINY_GUESTS.split()]
+    return Answers(job, run_lanes(here_or_nested(), job, lanes, timeout_s=seconds_left()))
+
+
+@pytest.fixture(scope="session")
+def disks(
+    cannot_run: Skip, tmp_path_factory: pytest.TempPathFactory, seconds_left: Callable[[], float]
+) -> Answers:
+    """Boots everything that has a disk: the small root beside a whole Debian, and another Debian."""
+    if not os.environ.get("REAL_GUEST"):
+        cannot_run("real guests take minutes", "make real-guest", avoidable=False)
+    job = tmp_path_factory.mktemp("disks")
+    lanes = whole_debians(job, cannot_run)
+    lanes[-1] = {**small_root(job, cannot_run), **lanes[-1]}
     return Answers(job, run_lanes(here_or_nested(), job, lanes, timeout_s=seconds_left()))
 
 

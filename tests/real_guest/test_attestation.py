@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.real_guest.conftest import CLIENT, COMMAND_LINE, KERNELS, MEMORY, PROFILES
+from tests.real_guest.guests import CLIENT, COMMAND_LINE, KERNELS, MEMORY, PROFILES
 from tests.real_guest.place import BUILD
 
 from swsnp.abi.snp_report import AttestationReport
@@ -19,7 +19,8 @@ from swsnp.vmm.kernel_modules import find_modules
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.real_guest.conftest import Answers, Guest
+    from tests.real_guest.conftest import Answers
+    from tests.real_guest.guests import Guest
     from tests.real_guest.said import Said
 
     from swsnp.machine import Machine

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Skip
 
-TOOL = ROOT / "tools" / "debian-package"
+TOOLS = ROOT / "tools"
 
 
 def test_lanes(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_client(tmp_path: Path, cannot_run: Skip) -> None:
 def test_package_that_is_there(tmp_path: Path) -> None:
     """A folder that holds a package is left as it is, and no network is asked."""
     (tmp_path / ".package").write_text("linux-image_6.1")
-    command = [str(TOOL), "bookworm", "linux-image-amd64", str(tmp_path)]
+    command = [str(TOOLS / "debian-package"), "bookworm", "linux-image-amd64", str(tmp_path)]
     done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)
     assert done.stdout == f"debian-package: linux-image_6.1 is in {tmp_path}\n"
 
@@ -191,8 +191,35 @@ def test_packages_without_debian(tmp_path: Path) -> None:
     """Where there is no apt the tool ends with status 4, says so, and leaves nothing behind."""
     for each in ("realpath", "bash", "env"):
         (tmp_path / each).symlink_to(f"/usr/bin/{each}")
-    command = [str(TOOL), "bookworm", "linux-image-amd64", str(tmp_path / "into")]
+    command = [str(TOOLS / "debian-package"), "bookworm", "linux-image-amd64", str(tmp_path / "into")]
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert done.returncode == 4
     assert "needs Debian's apt-get" in done.stderr
+    assert not list(tmp_path.glob("into*"))
+
+
+def test_root_that_is_there(tmp_path: Path) -> None:
+    """An archive that was made before is left as it is, and no network is asked."""
+    (tmp_path / "root.tar").touch()
+    command = [str(TOOLS / "debian-root"), "bookworm", "udev", str(tmp_path / "root.tar")]
+    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)
+    assert done.stdout == f"debian-root: {tmp_path}/root.tar is there\n"
+
+
+@pytest.mark.parametrize(
+    ("programs", "words"),
+    [((), "needs mmdebstrap"), (("mmdebstrap",), "no Debian archive is configured here")],
+    ids=["no-mmdebstrap", "no-archive"],
+)
+def test_root_without_debian(tmp_path: Path, programs: tuple[str, ...], words: str) -> None:
+    """Without what it needs the tool ends with status 4, says so, and leaves nothing behind."""
+    for each in ("awk", "bash", "dirname", "env", "realpath"):
+        (tmp_path / each).symlink_to(f"/usr/bin/{each}")
+    for each in (*programs, *(["apt-get"] if programs else [])):
+        (tmp_path / each).write_text("#!/bin/bash\n")
+        (tmp_path / each).chmod(0o755)
+    command = [str(TOOLS / "debian-root"), "bookworm", "udev", str(tmp_path / "into.tar")]
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert words in done.stderr
     assert not list(tmp_path.glob("into*"))

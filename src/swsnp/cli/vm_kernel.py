@@ -223,6 +223,7 @@ class _Guest:
         self.vm.close()
 
     def _show(self, data: bytes) -> None:
+        self._note("console")
         self._console.write(data)
         self._console.flush()
         if self._log is not None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +18,7 @@ from swsnp.machine import Machine
 from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import Skip
@@ -88,6 +94,8 @@ def test_guest_status(kernel: str, tmp_path: Path, capsysbinary: pytest.CaptureF
     assert log.read_bytes() == b"hello, kernel\n"
     found = json.loads(stats.read_text())
     assert (found["stop"], found["status"], found["rewritten"]) == ("PoweredOff", GOOD, 6)
+    seconds = found["seconds"]
+    assert 0 < seconds["launched"] <= seconds["console"]
     lines = trace.read_text().splitlines()
     assert any(each.startswith("vCPU 0: PortAccess at 0x") for each in lines)
     assert any("GHCB MSR PSC_REQ" in each for each in lines)
@@ -159,6 +167,61 @@ def test_reboot(
     monkeypatch.setattr(Machine, "launch_kernel", counted)
     assert vm("-kernel", path, "-m", "32M") == 130
     assert capsysbinary.readouterr().out == b"A\nA\n"
+
+
+class Interrupts:
+    """A terminal where ^A x is typed at once, or a ^C for the whole command."""
+
+    quits = True
+
+    def __init__(self, receive: object, interrupt: Callable[[], None], descriptor: int) -> None:
+        kill = partial(signal.pthread_kill, threading.main_thread().ident or 0, signal.SIGINT)
+        self._timer = threading.Timer(0.1, interrupt if self.quits else kill)
+
+    def __enter__(self) -> None:
+        self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.join()
+
+
+@pytest.mark.usefixtures("any_kvm")
+@pytest.mark.parametrize(("quits", "status"), [(True, 0), (False, 130)])
+def test_interrupted(quits: bool, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """qemu(1): ^A x ends the guest, and that is well; an interrupt of the command is one."""
+    monkeypatch.setattr(Interrupts, "quits", quits)
+    monkeypatch.setattr("swsnp.cli.vm_kernel.Terminal", Interrupts)
+    stats = tmp_path / "stats"
+    with open(os.devnull) as nothing:  # noqa: PTH123  # pytest's own has no descriptor
+        monkeypatch.setattr(sys, "stdin", nothing)
+        path = code(tmp_path, f"eb fe {VMGEXIT}")
+        assert vm("-kernel", path, "-m", "32M", "--timeout", "20", "--stats", str(stats)) == status
+    if quits:
+        found = json.loads(stats.read_text())
+        assert (found["stop"], found["status"]) == ("PoweredOff", 0)
+
+
+@pytest.mark.usefixtures("any_kvm")
+def test_nothing_stays_open(kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that cannot have its log is closed; it holds the host's KVM and its memory."""
+    happened: list[str] = []
+    launch = Machine.launch_kernel
+
+    def noted(*arguments: Any, **named: Any) -> KernelVm:
+        vm = launch(*arguments, **named)
+        close = vm.close
+
+        def closing() -> None:
+            happened.append("closed")
+            close()
+
+        monkeypatch.setattr(vm, "close", closing)
+        happened.append("opened")
+        return vm
+
+    monkeypatch.setattr(Machine, "launch_kernel", noted)
+    assert vm("-kernel", kernel, "-m", "32M", "-serial", f"file:{tmp_path}/no/log") == 2
+    assert happened == ["opened", "closed"]
 
 
 @pytest.mark.usefixtures("any_kvm")

@@ -527,6 +527,14 @@ def quick(monkeypatch: pytest.MonkeyPatch, today: Machine) -> Callable[..., tupl
     return lambda *arguments: (main(["kds", "serve", *arguments]),)
 
 
+def test_ready_line(today: Machine) -> None:
+    """One line for whoever waits: the address as a word, or all that --json tells."""
+    assert serve._ready("http://h:1", [today], as_json=False) == "ready http://h:1"
+    told = json.loads(serve._ready("http://h:1", [today], as_json=True))
+    chip = {"product": today.product.value, "hwid": today.hwid.hex()}
+    assert told == {"ready": True, "url": "http://h:1", "chips": [chip]}
+
+
 def test_serve_where_nothing_can_listen(
     quick: Callable[..., tuple[int]], live: KdsServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

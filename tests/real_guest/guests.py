@@ -1,0 +1,60 @@
+"""What boots: a kernel on one of the host's KVMs, with its command."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tests.real_guest.place import BUILD
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["CLIENT", "COMMAND_LINE", "GUESTS", "KERNELS", "MEMORY", "PROFILES", "SEED", "Guest"]
+
+KERNELS: Final = ("debian-12", "debian-13")
+PROFILES: Final = ("coco-v1", "linux-7.2")
+SEED: Final = "real-guest"
+"""Of every machine, so that this side knows its root and its certificates."""
+
+_LONGEST_BOOT_S: Final = 600
+COMMAND_LINE: Final = "quiet random.trust_cpu=on tsc=reliable"
+MEMORY: Final = "512M"
+CLIENT: Final = ("/client", "/certs.blob")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A boot: which kernel, on which of the host's, with how many vCPUs."""
+
+    kernel: str
+    profile: str
+    cpus: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of the command and its files."""
+        return f"{self.kernel}.{self.profile}.smp-{self.cpus}"
+
+    @property
+    def image(self) -> Path:
+        """The kernel."""
+        (image,) = (BUILD / self.kernel).glob("boot/vmlinuz-*")
+        return image
+
+    def command(self) -> list[str]:
+        """What boots it; files are in the job's folder, the kernel where it was unpacked."""
+        line = [sys.executable, "-m", "swsnp", "vm", "--profile", self.profile, "--seed", SEED]
+        line += ["--timeout", str(_LONGEST_BOOT_S), "--stats", f"$JOB/{self.name}.json"]
+        line += ["-kernel", str(self.image), "-append", COMMAND_LINE, "-m", MEMORY, "-smp", str(self.cpus)]
+        line += ["-machine", "q35,confidential-guest-support=sev0"]
+        line += ["-object", "sev-snp-guest,id=sev0,certs-path=$JOB/certs.blob"]
+        line += ["--modules", str(BUILD / self.kernel), "--exec-dir", "$JOB/root"]
+        return [*line, "--exec", *CLIENT]
+
+
+GUESTS: Final = (
+    *(Guest(kernel, profile) for kernel in KERNELS for profile in PROFILES),
+    Guest("debian-13", "linux-7.2", cpus=2),
+)
