@@ -9,9 +9,10 @@ Every field may be left out of the constructor and is then zero.
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self, TypeVar, dataclass_transform
 
 from swsnp.errors import LayoutError
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Record", "Word", "bits", "blob", "mbz", "record", "sub", "u8", "u16", "u32", "u64", "words"]
 
 _R = TypeVar("_R", bound="Record")
+_FREE_THREADED: Final = "t" in sys.abiflags
+"""Built to run without the interpreter lock: such a one stops every thread to change an object's class."""
 
 
 class _Spec(NamedTuple):
@@ -37,13 +40,14 @@ class _Spec(NamedTuple):
 class _Reader(NamedTuple):
     """What `parse` needs, in one look-up: bytes to values, what decodes which, what takes all of them.
 
-    `draft` is the record's class but for being frozen: a frozen instance is filled through
-    `object.__setattr__`, which for a report of forty fields costs more than all else.
+    `fill` makes a draft: an instance of the record's class but for being frozen, since to fill a frozen one
+    costs more than all else for a report of forty fields. Where classes should not be changed it fills a
+    frozen one.
     """
 
     unpack: Callable[[bytes | bytearray | memoryview], tuple[Any, ...]]
     decoders: tuple[tuple[int, Callable[[Any], Any]], ...]
-    draft: Callable[..., Any]
+    fill: Callable[..., Any]
 
 
 def _integer(offset: int, size: int, code: str, word: type[int]) -> _Spec:
@@ -125,7 +129,7 @@ class Record:
         Raises:
             LayoutError: any other number of bytes.
         """
-        unpack, decoders, draft = cls._reader or cls._make_reader()
+        unpack, decoders, fill = cls._reader or cls._make_reader()
         try:
             values: Any = unpack(data)
         except struct.error:
@@ -136,19 +140,18 @@ class Record:
             values = list(values)
             for index, decode in decoders:
                 values[index] = decode(values[index])
-        self = draft(*values)
-        self.__class__ = cls  # same bases, same slots: from here on it is frozen
+        self = fill(*values)
+        if not _FREE_THREADED:
+            self.__class__ = cls  # same bases, same slots: from here on it is frozen
         return self  # type: ignore[no-any-return]
 
     @classmethod
     def _make_reader(cls) -> _Reader:
         """Made for the first bytes: most records of a program are never read."""
-        annotations = dict.fromkeys(cls._specs, object)
-        draft = type(cls.__name__, cls.__bases__, {"__annotations__": annotations})
         cls._reader = _Reader(
             cls._struct.unpack,
             tuple((i, s.decode) for i, s in enumerate(cls._specs.values()) if s.decode is not None),
-            dataclass(slots=True, eq=False, repr=False)(draft),
+            _by_field(cls) if _FREE_THREADED else _draft(cls),
         )
         return cls._reader
 
@@ -190,6 +193,26 @@ class Record:
     def offset_of(cls, name: str) -> int:
         """Offset of one field, in bytes."""
         return next(offset for each, offset, _ in cls.layout() if each == name)
+
+
+def _draft(cls: type[Record]) -> Callable[..., Any]:
+    """The record's class but for being frozen."""
+    annotations = dict.fromkeys(cls._specs, object)
+    draft = type(cls.__name__, cls.__bases__, {"__annotations__": annotations})
+    return dataclass(slots=True, eq=False, repr=False)(draft)
+
+
+def _by_field(cls: type[_R]) -> Callable[..., _R]:
+    """What makes a record of its values by writing each into its slot."""
+    slots = [vars(cls)[name].__set__ for name in cls._specs]
+
+    def fill(*values: object) -> _R:
+        self = object.__new__(cls)
+        for write, value in zip(slots, values, strict=True):
+            write(self, value)
+        return self
+
+    return fill
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
