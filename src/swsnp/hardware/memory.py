@@ -29,6 +29,9 @@ class SystemMemory:
 
     Memory is anonymous and mapped on demand, so that a large region costs nothing until it is touched.
 
+    Threads read, write and look at one place at a time without a lock, with or without the interpreter's:
+    nothing slices a `memoryview` that another thread may slice, whose users 3.14 counts without one.
+
     Args:
         shareable: make it so that a processor of machine code can map the same pages at further addresses
             (MAP_SHARED); it costs a little more to touch. The host's kernel is asked for pages of 2 MiB,
@@ -42,9 +45,9 @@ class SystemMemory:
         self._lock = threading.Lock()
         self._next = _FIRST
         self._bases: list[int] = []
-        self._views: dict[int, memoryview] = {}
+        self._areas: dict[int, mmap.mmap] = {}
         self._free: list[int] = []
-        self._pages: dict[int, memoryview] = {}
+        self._pages: dict[int, tuple[mmap.mmap, int]] = {}
 
     def allocate(self, size: int) -> int:
         """Map a new region of zeros.
@@ -60,11 +63,10 @@ class SystemMemory:
         if self._large_pages:
             with suppress(OSError):  # a kernel without them
                 area.madvise(mmap.MADV_HUGEPAGE)
-        view = memoryview(area)
         with self._lock:
             base = self._next
             self._next += -(-size // _LARGE) * _LARGE
-            self._views[base] = view
+            self._areas[base] = area
             self._bases = sorted([*self._bases, base])
         return base
 
@@ -78,22 +80,8 @@ class SystemMemory:
                 self._free.extend(range(address + _LARGE - PAGE, address, -PAGE))
         self.write(address, bytes(PAGE))
         # the kernel's own pages are the ones that requests travel in: found without a search
-        self._pages[address >> 12] = self._own_view(address)
+        self._pages[address >> 12] = self.place(address, PAGE)
         return address
-
-    def _own_view(self, address: int) -> memoryview:
-        """A page's window that shares nothing with another page's.
-
-        A free-threaded interpreter (3.14) counts the slices of one memoryview without a lock: threads that
-        slice the same one at a time may find it released.
-        """
-        base = self._bases[bisect_right(self._bases, address) - 1]
-        return memoryview(self._mapping(base))[address - base : address - base + PAGE]
-
-    def _mapping(self, base: int) -> mmap.mmap:
-        mapping = self._views[base].obj
-        assert isinstance(mapping, mmap.mmap)  # noqa: S101  # every region is made by `allocate`
-        return mapping
 
     def free_page(self, address: int) -> None:
         """Give a page of `allocate_page` back."""
@@ -105,15 +93,15 @@ class SystemMemory:
         """Forget a region of `allocate`; its addresses answer no more."""
         with self._lock:
             self._bases = [each for each in self._bases if each != base]
-            self._views.pop(base, None)
+            self._areas.pop(base, None)
 
     def regions(self) -> tuple[tuple[int, int], ...]:
         """First address and bytes of every region, by rising address."""
         with self._lock:
-            return tuple((base, len(self._views[base])) for base in self._bases)
+            return tuple((base, len(self._areas[base])) for base in self._bases)
 
-    def view(self, address: int, size: int) -> memoryview:
-        """A writable window on `size` bytes.
+    def place(self, address: int, size: int) -> tuple[mmap.mmap, int]:
+        """The mapping that `size` bytes lie in, and where in it.
 
         Raises:
             BusError: the range is not wholly inside one region.
@@ -121,37 +109,46 @@ class SystemMemory:
         if (page := self._pages.get(address >> 12)) is not None:
             start = address & _OFFSET
             if start + size <= PAGE:
-                return page[start : start + size]
+                return page[0], page[1] + start
         bases = self._bases
         at = bisect_right(bases, address) - 1
         if at >= 0:
             base = bases[at]
-            region = self._views.get(base)
-            if region is not None and address - base + size <= len(region):
-                return region[address - base : address - base + size]
+            area = self._areas.get(base)
+            if area is not None and address - base + size <= len(area):
+                return area, address - base
         raise BusError(f"system address {address:#x}: no memory for {size} bytes")
+
+    def view(self, address: int, size: int) -> memoryview:
+        """A writable window on `size` bytes; BusError as `place`."""
+        area, at = self.place(address, size)
+        return memoryview(area)[at : at + size]
 
     def has_page(self, address: int) -> bool:
         """Whether the whole page around an address is memory."""
         if address >> 12 in self._pages:
             return True
         try:
-            self.view(address & ~_OFFSET, PAGE)
+            self.place(address & ~_OFFSET, PAGE)
         except BusError:
             return False
         return True
 
     def read(self, address: int, size: int) -> bytes:
-        """Copy `size` bytes out; BusError as `view`."""
-        return self.view(address, size).tobytes()
+        """Copy `size` bytes out; BusError as `place`."""
+        area, at = self.place(address, size)
+        return area[at : at + size]
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Copy `data` in; BusError as `view`."""
-        self.view(address, len(data))[:] = data
+        """Copy `data` in; BusError as `place`."""
+        size = len(data)
+        area, at = self.place(address, size)
+        area[at : at + size] = data
 
     def discard(self, address: int, size: int) -> None:
-        """Give whole pages back to the host; they read as zeros again (MADV_DONTNEED or MADV_REMOVE)."""
-        bases = self._bases
-        base = bases[bisect_right(bases, address) - 1]
-        self.view(address, size)
-        self._mapping(base).madvise(self._discard, address - base, size)
+        """Give whole pages back to the host; they read as zeros again (MADV_DONTNEED or MADV_REMOVE).
+
+        BusError as `place`.
+        """
+        area, at = self.place(address, size)
+        area.madvise(self._discard, at, size)
