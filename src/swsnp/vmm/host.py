@@ -27,6 +27,7 @@ __all__ = [
 
 PAGE: Final = 4096
 _GROUP_SEV: Final = 1  # KVM_X86_GRP_SEV
+_NAMES: Final = {133: "EHWPOISON", **errno.errorcode}  # which Python knows since 3.14 only
 
 
 class HostKernel(Protocol):
@@ -79,7 +80,7 @@ class HostKernel(Protocol):
 
 def errno_name(result: int) -> str:
     """`-11` reads `-EAGAIN`."""
-    return f"-{errno.errorcode.get(-result, str(-result))}"
+    return f"-{_NAMES.get(-result, str(-result))}"
 
 
 @contextmanager

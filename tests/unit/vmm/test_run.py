@@ -639,7 +639,7 @@ def test_implicit_conversion(host: FakeHost, flags: int, attributes: int) -> Non
         (memory_fault(8, GPA, 100), errno.EFAULT, "not in pages"),
         (memory_fault(8, MEMORY), errno.EFAULT, "private access to 4096 bytes at 0x1000000: no memory there"),
         (memory_fault(0, MEMORY), errno.EFAULT, "shared access to 4096 bytes at 0x1000000: no memory there"),
-        (memory_fault(8, GPA, number=EHWPOISON), EHWPOISON, "KVM_RUN: -133"),
+        (memory_fault(8, GPA, number=EHWPOISON), EHWPOISON, "KVM_RUN: -EHWPOISON"),
         (memory_fault(8, GPA, number=errno.EIO), errno.EIO, "-EIO"),
     ],
 )
