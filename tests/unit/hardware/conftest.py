@@ -26,11 +26,21 @@ class Interrupted(Exception):
     """What the signal handler raises."""
 
 
+def interrupt_after(seconds: float) -> None:
+    """Raise in the main thread.
+
+    Again and again until it was seen: a free-threaded interpreter (3.14) that takes a signal on its way to
+    sleep on a lock sleeps on.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+
+
 @pytest.fixture
 def alarm_clock() -> Iterator[None]:
     """SIGALRM raises in the main thread, as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         raise Interrupted
 
     before = signal.signal(signal.SIGALRM, interrupt)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.unit.hardware.conftest import WAIT_S, Interrupted, until
+from tests.unit.hardware.conftest import WAIT_S, Interrupted, interrupt_after, until
 
 from swsnp.hardware.time_slices import TimeSlices
 from swsnp.machine.guest_waits import GuestClock, GuestMutex
@@ -279,7 +278,7 @@ def test_an_interrupted_waiter_wants_nothing_any_more(slice_s: float) -> None:
     """Ctrl-C while waiting: the next place left is anybody's."""
     slices = TimeSlices(1, slice_s=slice_s)
     slices.enter()
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    interrupt_after(0.05)
     with pytest.raises(Interrupted):
         slices.enter()
     assert not waits(slices)

@@ -8,7 +8,7 @@ import time
 from collections import deque
 
 import pytest
-from tests.unit.hardware.conftest import WAIT_S, Interrupted, until
+from tests.unit.hardware.conftest import WAIT_S, Interrupted, interrupt_after, until
 
 from swsnp.hardware.turn import Turn
 
@@ -89,7 +89,7 @@ def test_an_interrupted_waiter_leaves_the_queue() -> None:
     """Ctrl-C while waiting: its entry is gone, so no later wake-up is spent on it."""
     turn = Turn()
     turn.acquire()
-    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    interrupt_after(0.02)
     with pytest.raises(Interrupted):
         turn.acquire()
     assert not turn._waiting
@@ -111,7 +111,7 @@ def test_an_interrupted_waiter_passes_its_wake_up_on(monkeypatch: pytest.MonkeyP
         return genuine(self, alarm)
 
     monkeypatch.setattr(Turn, "_withdraw", release_first)
-    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    interrupt_after(0.02)
     with pytest.raises(Interrupted):
         turn.acquire()
     assert not other.locked()
@@ -129,7 +129,7 @@ def test_a_release_just_before_one_waits_is_seen() -> None:
 
     turn._waiting = ReleasedBefore()
     turn.acquire()
-    signal.setitimer(signal.ITIMER_REAL, 1)
+    interrupt_after(1)
     turn.acquire()
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert turn.locked()
