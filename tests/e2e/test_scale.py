@@ -113,7 +113,7 @@ def test_the_end_of_a_vm_gives_its_memory_back() -> None:
     memory = machine.kernel.memory
 
     def left() -> tuple[int, int, int]:
-        return len(memory._views), len(memory._pages), len(machine.kernel.rmp._entries)
+        return len(memory._areas), len(memory._pages), len(machine.kernel.rmp._entries)
 
     with machine.create_vm(certs=None) as vm:
         vm.boot()

@@ -21,6 +21,8 @@ from swsnp.hardware.rmp import PvalidateCode, RmpUpdate, RmpUpdateCode
 from swsnp.hypervisor.attributes import AttributeMap
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     from swsnp.hardware.memory import SystemMemory
     from swsnp.hardware.rmp import Rmp, RmpEntry
     from swsnp.hypervisor.guest_memfd import GuestMemfd
@@ -87,11 +89,13 @@ class NestedPaging:
         self._lock = threading.RLock()
         self._slots: tuple[MemorySlot, ...] = ()
         self._gpas: list[int] = []
-        # by guest frame: (page, its system address[, its RMP entry when it was looked at])
-        self._host_pages: dict[int, tuple[memoryview, int]] = {}
-        self._shared_pages: dict[int, tuple[memoryview, int]] = {}
-        self._shared_runs: dict[tuple[int, int], tuple[memoryview, range]] = {}  # by GPA and bytes
-        self._private_pages: dict[int, tuple[memoryview, int, RmpEntry]] = {}
+        # by guest frame: the mapping that the page lies in and where, its system address, and whether it is
+        # read-only or its RMP entry when it was looked at
+        self._host_pages: dict[int, tuple[mmap, int, int, bool]] = {}
+        self._shared_pages: dict[int, tuple[mmap, int, int, bool]] = {}
+        self._private_pages: dict[int, tuple[mmap, int, int, RmpEntry]] = {}
+        # by GPA and bytes: mapping and place, its pages' system addresses, whether it is read-only
+        self._shared_runs: dict[tuple[int, int], tuple[mmap, int, range, bool]] = {}
 
     # Configuration: KVM_SET_USER_MEMORY_REGION2, KVM_SET_MEMORY_ATTRIBUTES, changes below
 
@@ -186,8 +190,8 @@ class NestedPaging:
         """
         start = gpa & _OFFSET
         if start + size <= PAGE:
-            page, _ = self._host_pages.get(gpa >> 12) or self._host_page(gpa)
-            return page[start : start + size].tobytes()
+            area, at, _, _ = self._host_pages.get(gpa >> 12) or self._host_page(gpa)
+            return area[at + start : at + start + size]
         return b"".join(self.host_read(at, length) for at, length in _by_page(gpa, size))
 
     def host_write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
@@ -202,12 +206,12 @@ class NestedPaging:
             for at, length in _by_page(gpa, size):
                 self.host_write(at, memoryview(data)[at - gpa : at - gpa + length])
             return
-        page, spa = self._host_pages.get(gpa >> 12) or self._host_page(gpa)
+        area, at, spa, read_only = self._host_pages.get(gpa >> 12) or self._host_page(gpa)
         if self.rmp[spa].assigned:
             raise BusError(f"GPA {gpa:#x}: host write to a page in state {self.rmp.state(spa).value}")
-        if page.readonly:
+        if read_only:
             raise BusError(f"GPA {gpa:#x}: host write to a read-only memslot")
-        page[start : start + size] = data
+        area[at + start : at + start + size] = data
 
     def host_view(self, gpa: int, size: int) -> memoryview:
         """A window on the shared plane inside one memslot, without RMP check; BusError as `host_read`."""
@@ -215,12 +219,13 @@ class NestedPaging:
         if slot is not None and (view := self._resolve(slot)) is not None:
             start = gpa - slot.gpa
             if start + size <= len(view):
-                return view[start : start + size]
+                window = self.system.view(slot.shared_address + start, size)
+                return window.toreadonly() if slot.read_only else window
         raise BusError(f"GPA {gpa:#x}: no memory for {size} bytes in one memslot")
 
     def host_page_address(self, gpa: int) -> int:
         """System address of the shared page that holds a GPA; BusError as `host_read`."""
-        return (self._host_pages.get(gpa >> 12) or self._host_page(gpa))[1]
+        return (self._host_pages.get(gpa >> 12) or self._host_page(gpa))[2]
 
     def private_page_address(self, gpa: int) -> int:
         """System address of the guest_memfd page that holds a GPA, whatever the attribute says.
@@ -234,14 +239,15 @@ class NestedPaging:
             raise BusError(f"GPA {gpa:#x}: no memslot with a guest_memfd")
         return spa
 
-    def _host_page(self, gpa: int) -> tuple[memoryview, int]:
+    def _host_page(self, gpa: int) -> tuple[mmap, int, int, bool]:
         with self._lock:
             slot = self.slot_at(gpa)
             view = None if slot is None else self._resolve(slot)
             if slot is not None and view is not None:
                 start = (gpa & ~_OFFSET) - slot.gpa
                 if start + PAGE <= len(view):
-                    found = view[start : start + PAGE], slot.shared_address + start
+                    spa = slot.shared_address + start
+                    found = *self.system.place(spa, PAGE), spa, slot.read_only
                     _remember(self._host_pages, gpa >> 12, found)
                     return found
         raise BusError(f"GPA {gpa:#x}: no memory")
@@ -258,12 +264,14 @@ class NestedPaging:
         start = gpa & _OFFSET
         if start + size > PAGE:
             if not private and (run := self._shared_run(gpa, size)) is not None:
-                return run[0].tobytes()
+                area, at, _, _ = run
+                return area[at : at + size]
             return b"".join(self.read(at, length, private=private) for at, length in _by_page(gpa, size))
         if private:
-            return self._private_page(gpa, write=False)[start : start + size].tobytes()
-        page, _ = self._shared_pages.get(gpa >> 12) or self._shared_page(gpa, write=False)
-        return page[start : start + size].tobytes()
+            area, at = self._private_page(gpa, write=False)
+        else:
+            area, at, _, _ = self._shared_pages.get(gpa >> 12) or self._shared_page(gpa, write=False)
+        return area[at + start : at + start + size]
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview, *, private: bool) -> None:
         """Store as guest code with this C-bit; faults as `read`, and on a shared page that is assigned."""
@@ -271,25 +279,26 @@ class NestedPaging:
         size = len(data)
         if start + size > PAGE:
             if not private and (run := self._shared_run(gpa, size)) is not None:
-                view, pages = run
-                if not view.readonly and self.rmp.first_assigned(pages) is None:
-                    view[:] = data
+                area, at, pages, read_only = run
+                if not read_only and self.rmp.first_assigned(pages) is None:
+                    area[at : at + size] = data
                     return
             for at, length in _by_page(gpa, size):
                 self.write(at, memoryview(data)[at - gpa : at - gpa + length], private=private)
             return
         if private:
-            self._private_page(gpa, write=True)[start : start + size] = data
+            area, at = self._private_page(gpa, write=True)
+            area[at + start : at + start + size] = data
             return
-        page, spa = self._shared_pages.get(gpa >> 12) or self._shared_page(gpa, write=True)
+        area, at, spa, read_only = self._shared_pages.get(gpa >> 12) or self._shared_page(gpa, write=True)
         if self.rmp[spa].assigned:
             # KVM cannot resolve an RMP fault on a shared page and lets the guest fault for ever
             raise GuestAccessFault(
                 Shutdown(f"shared page {gpa & ~_OFFSET:#x} is {self.rmp.state(spa).value}")
             )
-        if page.readonly:
+        if read_only:
             raise GuestAccessFault(NestedPageFault(gpa & ~_OFFSET, private=False, write=True))
-        page[start : start + size] = data
+        area[at + start : at + start + size] = data
 
     def pvalidate(self, gpa: int, *, validate: bool, page_size: int = 0) -> tuple[int, bool]:
         """PVALIDATE by VMPL0: EAX, and carry when nothing changed; faults as `write`.
@@ -348,7 +357,7 @@ class NestedPaging:
         with self._lock:
             if large:
                 self._assign_large(gpa)
-            spa = self._find_private(gpa, write=True)[1]
+            spa = self._find_private(gpa, write=True)[2]
             if not large and self.rmp[spa].page_size:
                 self.rmp.psmash(spa & ~_LARGE_OFFSET)
             return spa
@@ -369,8 +378,8 @@ class NestedPaging:
         if self.rmp.rmpupdate(spa, new) == RmpUpdateCode.SUCCESS:
             self.note_assigned(slot, spa, _LARGE)
 
-    def _shared_run(self, gpa: int, size: int) -> tuple[memoryview, range] | None:
-        """A shared range of several pages in one memslot, with its pages' system addresses.
+    def _shared_run(self, gpa: int, size: int) -> tuple[mmap, int, range, bool] | None:
+        """Where a shared range of several pages in one memslot lies, as `_shared_runs` keeps it.
 
         None when it is not all shared memory of one slot; going page by page then finds what is wrong where.
         """
@@ -386,11 +395,12 @@ class NestedPaging:
             if start + size > len(view):
                 return None
             address = slot.shared_address + (start & ~_OFFSET)
-            found = view[start : start + size], range(address, address + (last - first + 1) * PAGE, PAGE)
+            pages = range(address, address + (last - first + 1) * PAGE, PAGE)
+            found = *self.system.place(slot.shared_address + start, size), pages, slot.read_only
             _remember(self._shared_runs, (gpa, size), found)
             return found
 
-    def _shared_page(self, gpa: int, *, write: bool) -> tuple[memoryview, int]:
+    def _shared_page(self, gpa: int, *, write: bool) -> tuple[mmap, int, int, bool]:
         with self._lock:
             if not self.attributes.get(gpa >> 12) & _PRIVATE:
                 try:
@@ -402,18 +412,17 @@ class NestedPaging:
                     return found
         raise GuestAccessFault(NestedPageFault(gpa & ~_OFFSET, private=False, write=write))
 
-    def _private_page(self, gpa: int, *, write: bool) -> memoryview:
+    def _private_page(self, gpa: int, *, write: bool) -> tuple[mmap, int]:
         hit = self._private_pages.get(gpa >> 12)
-        if hit is not None and self.rmp[hit[1]] is hit[2]:
-            return hit[0]
-        with self._lock:
-            page, spa, entry = self._find_private(gpa, write=write)
-            if self.asid:
-                self._require_valid(entry, gpa & ~_OFFSET)
-            _remember(self._private_pages, gpa >> 12, (page, spa, entry))
-            return page
+        if hit is None or self.rmp[hit[2]] is not hit[3]:
+            with self._lock:
+                hit = self._find_private(gpa, write=write)
+                if self.asid:
+                    self._require_valid(hit[3], gpa & ~_OFFSET)
+                _remember(self._private_pages, gpa >> 12, hit)
+        return hit[0], hit[1]
 
-    def _find_private(self, gpa: int, *, write: bool) -> tuple[memoryview, int, RmpEntry]:
+    def _find_private(self, gpa: int, *, write: bool) -> tuple[mmap, int, int, RmpEntry]:
         """The guest_memfd page behind a private access, assigned to the guest at the first touch."""
         page_gpa = gpa & ~_OFFSET
         with self._lock:
@@ -421,8 +430,7 @@ class NestedPaging:
             if slot is not None and self.attributes.get(gpa >> 12) & _PRIVATE:
                 spa = slot.private_address(page_gpa)
                 if spa is not None and slot.private_view is not None and self._prepare(slot, spa, page_gpa):
-                    start = page_gpa - slot.gpa
-                    return slot.private_view[start : start + PAGE], spa, self.rmp[spa]
+                    return *self.system.place(spa, PAGE), spa, self.rmp[spa]
         raise GuestAccessFault(NestedPageFault(page_gpa, private=True, write=write))
 
     def _prepare(self, slot: MemorySlot, spa: int, gpa: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -357,3 +358,23 @@ def test_many_pages_are_remembered_within_bounds(machine: Machine, vm: int, memo
     for gpa in range(1 << 32, (1 << 32) + size, PAGE):
         memory.host_read(gpa, 1)
     assert len(memory._host_pages) <= 8192
+
+
+def test_threads_share_pages_without_a_lock(memory: NestedPaging) -> None:
+    """Threads use one page at a time: every access is answered, also without the interpreter's lock."""
+    memory.pvalidate(0, validate=True)
+
+    def use(thread: int) -> None:
+        at = 64 * thread
+        for turn in range(2000):
+            data = turn.to_bytes(8, "little") * 8
+            memory.write(at, data, private=True)
+            memory.write(SHARED + at, data, private=False)
+            memory.host_write(SHARED + PAGE + at, data)
+            assert memory.read(at, 64, private=True) == data
+            assert memory.read(SHARED + at, 64, private=False) == data
+            assert memory.host_view(SHARED + PAGE, PAGE)[at : at + 64] == data
+            assert len(memory.read(SHARED + 5, 2 * PAGE, private=False)) == 2 * PAGE
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(4)))
