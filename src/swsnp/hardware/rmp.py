@@ -34,36 +34,38 @@ class PageState(Enum):
     GUEST_VALID = "Guest-Valid"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)
 class RmpEntry:
-    """The entry of one page, 4 KiB or 2 MiB; replaced as a whole, so that readers never see half a change."""
+    """The entry of one page, 4 KiB or 2 MiB; replaced as a whole, so that readers never see half a change.
 
-    assigned: bool = False
-    page_size: int = 0
-    immutable: bool = False
-    gpa: int = 0
-    asid: int = 0
-    vmsa: bool = False
-    validated: bool = False
-    permissions: tuple[int, int, int, int] = VMPL0_ALL
+    Not frozen but Final, since the constructor of a frozen one takes three times as long, and a guest that
+    boots has thousands made.
+    """
+
+    assigned: Final[bool] = False
+    page_size: Final[int] = 0
+    immutable: Final[bool] = False
+    gpa: Final[int] = 0
+    asid: Final[int] = 0
+    vmsa: Final[bool] = False
+    validated: Final[bool] = False
+    permissions: Final[tuple[int, int, int, int]] = VMPL0_ALL
     state: PageState = field(init=False, compare=False)
     """The page state that the other fields mean; entries are read far more often than made."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "state", self._state())
-
-    def _state(self) -> PageState:
         if not self.assigned:
-            return PageState.HV_FIXED if self.immutable else PageState.HYPERVISOR
-        if self.asid:
-            if self.immutable:
-                return PageState.PRE_SWAP if self.validated else PageState.PRE_GUEST
-            return PageState.GUEST_VALID if self.validated else PageState.GUEST_INVALID
-        if not self.immutable:
-            return PageState.RECLAIM
-        if self.vmsa:
-            return PageState.CONTEXT
-        return PageState.METADATA if self.gpa else PageState.FIRMWARE
+            self.state = PageState.HV_FIXED if self.immutable else PageState.HYPERVISOR
+        elif self.asid and self.immutable:
+            self.state = PageState.PRE_SWAP if self.validated else PageState.PRE_GUEST
+        elif self.asid:
+            self.state = PageState.GUEST_VALID if self.validated else PageState.GUEST_INVALID
+        elif not self.immutable:
+            self.state = PageState.RECLAIM
+        elif self.vmsa:
+            self.state = PageState.CONTEXT
+        else:
+            self.state = PageState.METADATA if self.gpa else PageState.FIRMWARE
 
 
 _DEFAULT: Final = RmpEntry()
@@ -110,6 +112,8 @@ class Rmp:
         self._entries: dict[int, RmpEntry] = {}
         self._large: dict[int, RmpEntry] = {}
         """The 2 MiB entries once more, by 2 MiB frame number."""
+        self._inside: dict[int, int] = {}
+        """How many entries there are, by 2 MiB frame number."""
         self._owned: dict[int, int] = {}
 
     def __getitem__(self, address: int) -> RmpEntry:
@@ -127,8 +131,11 @@ class Rmp:
             self._owned[old.asid] = self._owned.get(old.asid, 0) - 1
             self._owned[entry.asid] = self._owned.get(entry.asid, 0) + 1
         if entry == _DEFAULT:
-            self._entries.pop(number, None)
+            if self._entries.pop(number, None) is not None:
+                self._inside[number // _PAGES] -= 1
         else:
+            if old is _DEFAULT:
+                self._inside[number // _PAGES] = self._inside.get(number // _PAGES, 0) + 1
             self._entries[number] = entry
         if (old.page_size or entry.page_size) and not address & _LARGE_MASK:
             self._cover(address, entry)
@@ -139,7 +146,7 @@ class Rmp:
             return
         fresh = address >> 21 not in self._large
         self._large[address >> 21] = entry
-        if fresh:
+        if fresh and self._inside[address >> 21] > 1:
             first, entries = address >> 12, self._entries
             for number in [each for each in range(first + 1, first + _PAGES) if each in entries]:
                 self[number << 12] = _DEFAULT
@@ -153,6 +160,10 @@ class Rmp:
                 return page
         return None
 
+    def has_entries(self, address: int) -> bool:
+        """Whether any page of the 2 MiB around an address is something else than the hypervisor's."""
+        return bool(self._inside.get(address >> 21))
+
     def state(self, address: int) -> PageState:
         """The state of the page at a system physical address."""
         return self[address].state
@@ -165,6 +176,7 @@ class Rmp:
         """Make every page the hypervisor's: the full initialisation of SNP_INIT."""
         self._entries.clear()
         self._large.clear()
+        self._inside.clear()
         self._owned.clear()
 
     def rmpupdate(self, address: int, new: RmpUpdate) -> RmpUpdateCode:
@@ -211,10 +223,7 @@ class Rmp:
     def _overlaps(self, address: int, old: RmpEntry, new: RmpUpdate) -> bool:
         if old.assigned and old.page_size != new.page_size:
             return True
-        if not new.page_size or old.page_size:
-            return False
-        first = address >> 12
-        return any(number in self._entries for number in range(first, first + _PAGES))
+        return bool(new.page_size) and not old.page_size and self.has_entries(address)
 
     def psmash(self, address: int) -> RmpUpdateCode:
         """PSMASH by the hypervisor: one 2 MiB entry becomes 512 of 4 KiB, in the same state.
@@ -274,7 +283,15 @@ class Rmp:
             return PvalidateCode.FAIL_SIZEMISMATCH, False
         if entry.validated == validate:
             return PvalidateCode.SUCCESS, True
-        self[address] = replace(entry, validated=validate)
+        self[address] = RmpEntry(
+            assigned=True,
+            page_size=page_size,
+            gpa=entry.gpa,
+            asid=asid,
+            vmsa=entry.vmsa,
+            validated=validate,
+            permissions=entry.permissions,
+        )
         return PvalidateCode.SUCCESS, False
 
     def rmpadjust(

@@ -10,14 +10,15 @@ from swsnp.hardware.memory import PAGE
 from swsnp.hardware.rmp import RmpUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
 
     from swsnp.hardware.memory import SystemMemory
     from swsnp.hardware.rmp import Rmp
 
-__all__ = ["GuestMemfd"]
+__all__ = ["AssignedPages", "GuestMemfd"]
 
 _LARGE: Final = 2 << 20
+_PAGES: Final = _LARGE // PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,44 @@ class _Binding:
     slot: int
     start: int
     end: int
+
+
+class AssignedPages:
+    """Page numbers of a file that the RMP may show as the guest's; 2 MiB that came at once stay one."""
+
+    __slots__ = ("_large", "_small")
+
+    def __init__(self) -> None:
+        self._small: set[int] = set()
+        self._large: set[int] = set()
+        """Of each 2 MiB the first."""
+
+    def __iter__(self) -> Iterator[int]:
+        """Every page, rising."""
+        inside = (page for first in self._large for page in range(first, first + _PAGES))
+        return iter(sorted(self._small.union(inside)))
+
+    def add(self, page: int) -> None:
+        """One of 4 KiB."""
+        self._small.add(page)
+
+    def add_large(self, page: int) -> None:
+        """One of 2 MiB, which is aligned."""
+        self._large.add(page)
+
+    def take(self, first: int, end: int) -> tuple[list[int], list[int]]:
+        """Forget the pages of `first <= page < end`: the 2 MiB ones that lie in it wholly, and all others."""
+        large = [page for page in range(first - first % _PAGES, end, _PAGES) if page in self._large]
+        self._large.difference_update(large)
+        whole = [page for page in large if first <= page and page + _PAGES <= end]
+        for page in set(large).difference(whole):
+            self._small.update(range(page, page + _PAGES))
+        if len(self._small) < end - first:
+            small = [page for page in self._small if first <= page < end]
+        else:
+            small = [page for page in range(first, end) if page in self._small]
+        self._small.difference_update(small)
+        return whole, small
 
 
 class GuestMemfd:
@@ -44,7 +83,7 @@ class GuestMemfd:
         self.owner = owner
         self.address = memory.allocate(size)
         self.view = memory.view(self.address, size)
-        self.assigned: set[int] = set()
+        self.assigned: Final = AssignedPages()
         self._memory = memory
         self._rmp = rmp
         self._on_release = on_release
@@ -85,20 +124,18 @@ class GuestMemfd:
 
     def _invalidate(self, first: int, end: int) -> None:
         # a page that RMPUPDATE refuses (one that the firmware holds) stays as it is; Linux only warns
-        pages: Iterable[int]
-        if len(self.assigned) < end - first:
-            pages = [page for page in self.assigned if first <= page < end]
-        else:
-            pages = [page for page in range(first, end) if page in self.assigned]
+        large, pages = self.assigned.take(first, end)
+        for page in large:
+            is_one = self._rmp[self.address + page * PAGE].page_size
+            pages += [page] if is_one else range(page, page + _PAGES)
         for page in pages:
             spa = self.address + page * PAGE
             entry = self._rmp[spa]
             if not entry.assigned:  # a 2 MiB page's other frames are free once its entry is
                 continue
             if entry.page_size:
-                if not spa % _LARGE and page + _LARGE // PAGE <= end:
+                if not spa % _LARGE and page + _PAGES <= end:
                     self._rmp.rmpupdate(spa, RmpUpdate(page_size=1))
                     continue
                 self._rmp.psmash(spa & -_LARGE)  # the other pages stay the guest's
             self._rmp.rmpupdate(spa, RmpUpdate())
-        self.assigned.difference_update(pages)

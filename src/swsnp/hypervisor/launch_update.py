@@ -92,7 +92,7 @@ def _load_large(vm: Vm, fd: int, slot: MemorySlot, gpa: int, page_type: int, sou
         gpa >> 12, (gpa + _LARGE) >> 12, MemoryAttribute.PRIVATE
     ):
         return False
-    if memory.rmp.first_assigned(range(spa, spa + _LARGE, PAGE)) is not None:
+    if memory.rmp.has_entries(spa):
         return False
     if source is not None:
         try:
@@ -105,7 +105,7 @@ def _load_large(vm: Vm, fd: int, slot: MemorySlot, gpa: int, page_type: int, sou
     if vm.driver.issue_by_fd(vm.task, fd, Command.SNP_LAUNCH_UPDATE, buffer).ret:
         vm.reclaim(spa)
         return False
-    memory.note_assigned(slot, spa, _LARGE)
+    memory.note_assigned(slot, spa, large=True)
     return True
 
 

@@ -355,28 +355,23 @@ class NestedPaging:
         the guest asks for 4 KiB inside it.
         """
         with self._lock:
+            slot, spa = self._private_memory(gpa, write=True)
             if large:
-                self._assign_large(gpa)
-            spa = self._find_private(gpa, write=True)[2]
+                self._assign_large(slot, spa, gpa)
+            self._assign(slot, spa, gpa, write=True)
             if not large and self.rmp[spa].page_size:
                 self.rmp.psmash(spa & ~_LARGE_OFFSET)
             return spa
 
-    def _assign_large(self, gpa: int) -> None:
-        """Give the guest 2 MiB as one RMP entry, if that can be; then nothing is changed."""
-        slot = self.slot_at(gpa)
-        if slot is None or gpa + _LARGE > slot.gpa + slot.size or not self.asid:
-            return
-        spa = slot.private_address(gpa)
-        if spa is None:
+    def _assign_large(self, slot: MemorySlot, spa: int, gpa: int) -> None:
+        """Give the guest 2 MiB as one RMP entry; where that cannot be nothing is changed."""
+        if not self.asid or gpa + _LARGE > slot.gpa + slot.size or self.rmp.has_entries(spa):
             return
         if not self.attributes.all_equal(gpa >> 12, gpa + _LARGE >> 12, _PRIVATE):
             return
-        if self.rmp.first_assigned(range(spa, spa + _LARGE, PAGE)) is not None:
-            return
         new = RmpUpdate(assigned=True, asid=self.asid, gpa=gpa, page_size=1)
         if self.rmp.rmpupdate(spa, new) == RmpUpdateCode.SUCCESS:
-            self.note_assigned(slot, spa, _LARGE)
+            self.note_assigned(slot, spa, large=True)
 
     def _shared_run(self, gpa: int, size: int) -> tuple[mmap, int, range, bool] | None:
         """Where a shared range of several pages in one memslot lies, as `_shared_runs` keeps it.
@@ -426,30 +421,33 @@ class NestedPaging:
         """The guest_memfd page behind a private access, assigned to the guest at the first touch."""
         page_gpa = gpa & ~_OFFSET
         with self._lock:
-            slot = self.slot_at(gpa)
-            if slot is not None and self.attributes.get(gpa >> 12) & _PRIVATE:
-                spa = slot.private_address(page_gpa)
-                if spa is not None and slot.private_view is not None and self._prepare(slot, spa, page_gpa):
-                    return *self.system.place(spa, PAGE), spa, self.rmp[spa]
-        raise GuestAccessFault(NestedPageFault(page_gpa, private=True, write=write))
+            slot, spa = self._private_memory(page_gpa, write=write)
+            self._assign(slot, spa, page_gpa, write=write)
+            return *self.system.place(spa, PAGE), spa, self.rmp[spa]
 
-    def _prepare(self, slot: MemorySlot, spa: int, gpa: int) -> bool:
+    def _private_memory(self, gpa: int, *, write: bool) -> tuple[MemorySlot, int]:
+        """The memslot of a page that is private, and the page's system address in the guest_memfd."""
+        slot = self.slot_at(gpa)
+        if slot is not None and self.attributes.get(gpa >> 12) & _PRIVATE:
+            spa = slot.private_address(gpa)
+            if spa is not None:
+                return slot, spa
+        raise GuestAccessFault(NestedPageFault(gpa, private=True, write=write))
+
+    def _assign(self, slot: MemorySlot, spa: int, gpa: int, *, write: bool) -> None:
         # sev_gmem_prepare: only a page that nobody has is changed
         if not self.asid or self.rmp[spa].assigned:
-            return True
-        if (
-            self.rmp.rmpupdate(spa, RmpUpdate(assigned=True, asid=self.asid, gpa=gpa))
-            != RmpUpdateCode.SUCCESS
-        ):
-            return False
+            return
+        new = RmpUpdate(assigned=True, asid=self.asid, gpa=gpa)
+        if self.rmp.rmpupdate(spa, new) != RmpUpdateCode.SUCCESS:
+            raise GuestAccessFault(NestedPageFault(gpa, private=True, write=write))
         self.note_assigned(slot, spa)
-        return True
 
-    def note_assigned(self, slot: MemorySlot, spa: int, size: int = PAGE) -> None:
-        """Remember that the RMP gives pages of the slot's guest_memfd to the guest."""
+    def note_assigned(self, slot: MemorySlot, spa: int, *, large: bool = False) -> None:
+        """Remember that the RMP gives a page of the slot's guest_memfd to the guest, of 4 KiB or 2 MiB."""
         if slot.memfd is not None:
-            first = (spa - slot.memfd.address) // PAGE
-            slot.memfd.assigned.update(range(first, first + size // PAGE))
+            page = (spa - slot.memfd.address) // PAGE
+            (slot.memfd.assigned.add_large if large else slot.memfd.assigned.add)(page)
 
     def _require_valid(self, entry: RmpEntry, page_gpa: int) -> None:
         inside = page_gpa & _LARGE_OFFSET if entry.page_size else 0

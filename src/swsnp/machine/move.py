@@ -167,7 +167,7 @@ def save_memory(memory: NestedPaging) -> SavedMemory:
 def _validated(memory: NestedPaging, slot: MemorySlot) -> Iterator[tuple[int, bytes]]:
     if slot.memfd is None or slot.private_view is None:
         return
-    for page in sorted(slot.memfd.assigned):
+    for page in slot.memfd.assigned:
         start = page * PAGE - slot.memfd_offset
         if 0 <= start < slot.size and memory.rmp.state(slot.memfd.address + page * PAGE) is _VALID:
             yield slot.gpa + start, bytes(slot.private_view[start : start + PAGE])

@@ -36,6 +36,38 @@ def test_one_entry_answers_for_all_pages(rmp: Rmp) -> None:
     assert len(rmp._entries) == 1
 
 
+def test_2_mib_with_an_entry() -> None:
+    """A page that is no longer the hypervisor's is an entry of its 2 MiB, until it is given back."""
+    rmp = Rmp()
+    last = AT + LARGE - PAGE
+    rmp[AT] = RmpEntry()
+    assert not rmp.has_entries(AT)
+    for address in (AT, last):
+        rmp[address] = RmpEntry(immutable=True)
+        rmp[address] = RmpEntry(assigned=True)
+    assert rmp.has_entries(AT)
+    assert not rmp.has_entries(AT - PAGE)
+    assert not rmp.has_entries(AT + LARGE)
+    rmp[AT] = RmpEntry()
+    assert rmp.has_entries(AT)
+    assert rmp.rmpupdate(AT, GUEST_2M) is RmpUpdateCode.FAIL_OVERLAP
+    rmp[last] = RmpEntry()
+    assert not rmp.has_entries(AT)
+    assert rmp.rmpupdate(AT, GUEST_2M) is OK
+    assert rmp.has_entries(last)
+    rmp.clear()
+    assert not rmp.has_entries(AT)
+
+
+def test_2_mib_over_entries_of_its_pages(rmp: Rmp) -> None:
+    """The firmware's privilege: an entry of 2 MiB that is written over small ones takes their place."""
+    assert rmp.psmash(AT) is OK
+    rmp.unsmash(AT)
+    assert len(rmp._entries) == 1
+    assert rmp.rmpupdate(AT, RmpUpdate(page_size=1)) is OK
+    assert not rmp.has_entries(AT)
+
+
 @pytest.mark.parametrize(
     ("address", "update", "code"),
     [
