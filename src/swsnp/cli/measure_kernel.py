@@ -10,7 +10,7 @@ from swsnp.cli import GOOD
 from swsnp.cli.arguments import parser
 from swsnp.cli.qemu_options import parse_qemu_options
 from swsnp.errors import InputError, UsageError
-from swsnp.measure.direct_boot import DirectBoot, virtio_places
+from swsnp.measure.direct_boot import LAYOUT, DirectBoot, virtio_places
 from swsnp.measure.kernel_image import read_kernel
 from swsnp.measure.vmsa_pages import signature_of_model
 from swsnp.vmm.config import memory_map
@@ -43,7 +43,7 @@ def run_kernel(arguments: Sequence[str]) -> int:
         for each in boot.parts
     ]
     if ours.json:
-        print(json.dumps({"measurement": digest.hex(), "parts": parts}, indent=2))
+        print(json.dumps({"measurement": digest.hex(), "layout": LAYOUT, "parts": parts}, indent=2))
         return GOOD
     if ours.explain:
         for each in parts:

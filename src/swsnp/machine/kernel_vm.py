@@ -138,7 +138,7 @@ class KernelVm:
             makers[self.name] = self._make_processor
             undo.callback(makers.pop, self.name)
             undo.callback(self._close_host_vm)
-            image = tuple(LaunchPage(part.page_type, part.gpa, part.data) for part in self.boot.parts)
+            image = tuple(LaunchPage(run.page_type, run.gpa, run.data) for run in self.boot.runs())
             self._running = launch(
                 task,
                 replace(self.config, start=self.boot.registers()),

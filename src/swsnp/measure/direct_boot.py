@@ -1,26 +1,30 @@
-"""Direct boot: what takes firmware's place when a kernel is started without any.
+"""Direct boot: what takes firmware's place when a kernel is started without any. This is its layout 2.
 
-A launch measures these pages, in this order, then one VMSA per vCPU. All are NORMAL but the two named so.
+A launch measures these pages by rising GPA, then one VMSA per vCPU. All are NORMAL but the two named so.
 
 ======================  ================================================================================
 GPA                     content
 ======================  ================================================================================
 7000h                   `boot_params`
 8000h                   `setup_data` of type 7 with the `cc_blob_sev_info`; from 8800h the GDT
-9000h                   CPUID page (type CPUID)
-A000h                   secrets page (type SECRETS)
 B000h                   the stub: machine code, the boot processor's first instructions
 C000h                   the stub's list: first and last + 1 of each range that the launch does not fill
 D000h                   ACPI: RSDP, XSDT, MADT; with devices FADT, FACS and DSDT too
 10000h                  command line, zero-terminated
 20000h                  page tables: all memory 1:1 by 2 MiB pages with the C-bit
 the ELF's addresses     the kernel's segments, without the zeros behind their bytes
-high                    initial RAM disk: page aligned, as high as the kernel allows below 3 GiB
+high                    CPUID page (type CPUID) and secrets page (type SECRETS), in 2 MiB of their own
+behind those            initial RAM disk: 2 MiB aligned, as high as the kernel allows below 3 GiB
 ======================  ================================================================================
 
-The stub runs PVALIDATE on its list, 2 MiB at once where that can be, as firmware does before it hands
-memory over; when one fails it asks to be terminated (set 1, code 2). It ends in the kernel's 64-bit entry
-with RSI at `boot_params`. The kernel's decompressor does not run, so there is no KASLR.
+Of each 2 MiB that something NORMAL lies in the launch fills the rest with zeros, so that it can be one page
+of the RMP. The 2 MiB with the CPUID and secrets pages, which are 4 KiB each, are reserved: the rest of them
+is never validated. The stub runs PVALIDATE on its list, 2 MiB at once where that can be, as firmware does
+before it hands memory over; when one fails it asks to be terminated (set 1, code 2). It ends in the kernel's
+64-bit entry with RSI at `boot_params`. The kernel's decompressor does not run, so there is no KASLR.
+
+Layout 1 had CPUID and secrets pages at 9000h and A000h, its RAM disk was page aligned, and the stub validated
+by 4 KiB what the launch left free around each part.
 
 Source: Linux, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"; AMD 24593.
 """
@@ -53,7 +57,10 @@ if TYPE_CHECKING:
     from swsnp.abi.snp_launch import CpuidPage
     from swsnp.measure.kernel_image import KernelImage
 
-__all__ = ["DirectBoot", "MOST_DEVICES", "Part", "STUB", "virtio_places"]
+__all__ = ["DirectBoot", "LAYOUT", "MOST_DEVICES", "Part", "STUB", "virtio_places"]
+
+LAYOUT: Final = 2
+"""The layout that is described above; another one has another launch digest for the same kernel."""
 
 # fmt: off
 _INSTRUCTIONS: Final = (
@@ -112,7 +119,7 @@ _INSTRUCTIONS: Final = (
 
 STUB: Final = bytes.fromhex("".join(_INSTRUCTIONS))
 
-_BOOT_PARAMS, _SETUP, _CPUID, _SECRETS, _STUB, _LIST, _ACPI = range(0x7000, 0xE000, PAGE)
+_BOOT_PARAMS, _SETUP, _STUB, _LIST, _ACPI = 0x7000, 0x8000, 0xB000, 0xC000, 0xD000
 _GDT: Final = _SETUP + 0x800
 _CMDLINE: Final = 0x10000
 _TABLES: Final = 0x20000
@@ -168,8 +175,8 @@ class DirectBoot:
         cpuid: the CPUID page; None likewise.
         devices: where virtio-mmio devices are, which ACPI tells the kernel.
 
-    A guest without SNP is laid out in the same way. It has no C-bit and none of the pages that only SNP
-    guests have, and starts at the kernel's entry, since there is nothing to validate.
+    A guest without SNP is laid out in the same way. It has no C-bit, none of the pages that only SNP guests
+    have and no zeros between its parts, and starts at the kernel's entry, since nothing is to be validated.
 
     Raises:
         UsageError: it does not fit: field, got, wanted.
@@ -206,18 +213,23 @@ class DirectBoot:
         if _TABLES + len(tables) > _LOW_END:
             raise UsageError(f"-m: got {sum(size for _, size in memory):#x} bytes, wanted less: 1 GiB pages")
         initrd_gpa = self._initrd_gpa(len(initrd))
-        self.parts: tuple[Part, ...] = (
+        self._special = initrd_gpa - _LARGE
+        parts = (
             self._part("boot parameters", _BOOT_PARAMS, self._boot_params(initrd_gpa, len(initrd))),
-            self._part("setup data and GDT", _SETUP, _setup_page()),
-            *([] if cpuid is None else self._snp_parts(cpuid)),
+            self._part("setup data and GDT", _SETUP, self._setup_page()),
+            *(self._stub_parts() if self._snp else []),
             self._part("ACPI", _ACPI, self._acpi()),
             self._part("command line", _CMDLINE, line),
             self._part("page tables", _TABLES, tables),
             *self._kernel_parts(),
+            *([] if cpuid is None else self._special_parts(cpuid)),
             *([self._part("initial RAM disk", initrd_gpa, initrd)] if initrd else []),
         )
-        ranges = _pack_ranges(self._unlaunched()) if self._snp else b""
-        self.parts = tuple(each._replace(data=ranges) if each.gpa == _LIST else each for each in self.parts)
+        self.parts: tuple[Part, ...] = parts
+        if self._snp:
+            filled = tuple(self._filled(parts))
+            ranges = _pack_ranges(self._free(filled))
+            self.parts = tuple(each._replace(data=ranges) if each.gpa == _LIST else each for each in filled)
 
     @property
     def executable(self) -> tuple[range, ...]:
@@ -266,17 +278,42 @@ class DirectBoot:
             digest = extend(digest, contents, page_type=PageType.VMSA, gpa=VMSA_GPA)
         return digest
 
+    def runs(self) -> Iterator[Part]:
+        """The parts as one launches them: those of one type that touch are one, as 2 MiB may hold several."""
+        run: list[Part] = []
+        for part in self.parts:
+            if run and (part.page_type, part.gpa) != (run[-1].page_type, run[-1].end):
+                yield _joined(run)
+                run = []
+            run.append(part)
+        yield _joined(run)
+
     # The parts
 
     @staticmethod
     def _part(origin: str, gpa: int, data: bytes) -> Part:
         return Part(origin, PageType.NORMAL, gpa, data.ljust(-(-len(data) // PAGE) * PAGE, b"\0"))
 
-    def _snp_parts(self, cpuid: CpuidPage) -> Iterator[Part]:
-        yield Part("CPUID page", PageType.CPUID, _CPUID, bytes(cpuid))
-        yield Part("secrets page", PageType.SECRETS, _SECRETS, bytes(PAGE))
+    def _stub_parts(self) -> Iterator[Part]:
         yield self._part("stub", _STUB, STUB)
-        yield Part("stub's list", PageType.NORMAL, _LIST, bytes(PAGE))
+        yield self._part("stub's list", _LIST, b"\0")
+
+    def _special_parts(self, cpuid: CpuidPage) -> Iterator[Part]:
+        yield Part("CPUID page", PageType.CPUID, self._special, bytes(cpuid))
+        yield Part("secrets page", PageType.SECRETS, self._special + PAGE, bytes(PAGE))
+
+    def _filled(self, parts: Sequence[Part]) -> Iterator[Part]:
+        """These parts by rising GPA, with zeros in all that is left of each 2 MiB that has a NORMAL one."""
+        normal = [each for each in parts if each.page_type is PageType.NORMAL]
+        begun = {at for each in normal for at in range(each.gpa & -_LARGE, each.end, _LARGE)}
+        zeros = []
+        for start, end in self._free(parts):
+            first = min(end, -(-start // _LARGE) * _LARGE)
+            last = max(first, end & -_LARGE)
+            for at, upto in ((start, first), (last, end)):
+                if at < upto and at & -_LARGE in begun:
+                    zeros.append(self._part("zeros", at, bytes(upto - at)))
+        yield from sorted([*parts, *zeros], key=lambda each: each.gpa)
 
     def _kernel_parts(self) -> Iterator[Part]:
         """The segments, in whole pages; two that share a page are one part."""
@@ -294,9 +331,10 @@ class DirectBoot:
 
     def _initrd_gpa(self, size: int) -> int:
         limit = min(self._low_end, _INITRD_LIMIT, self._kernel.header.initrd_addr_max + 1)
-        gpa = (limit - size) & -PAGE
-        if size and gpa < self._kernel.end:
-            wanted = self._kernel.end + size
+        gpa = (limit - size) & -_LARGE
+        needed = _LARGE if self._snp else 0
+        if (size or needed) and gpa < self._kernel.end + needed:
+            wanted = -(-self._kernel.end // _LARGE) * _LARGE + needed + -(-size // _LARGE) * _LARGE
             raise UsageError(
                 f"-m: got {self._low_end:#x} bytes below 4 GiB, wanted {wanted:#x} for kernel and initrd"
             )
@@ -319,14 +357,34 @@ class DirectBoot:
         low = [(0, _SETUP, E820Type.RAM), (_RESERVED.start, reserved_end, E820Type.RESERVED)]
         if self._devices:
             low.append((_ACPI, _RESERVED.stop, E820Type.ACPI))
-        for start, end, kind in (
-            *low,
-            (_CMDLINE, _LOW_END, E820Type.RAM),
-            (_MIB, self._low_end, E820Type.RAM),
-        ):
-            yield E820Entry(addr=start, size=end - start, type=kind)
+        high = [(_MIB, self._low_end, E820Type.RAM)]
+        if self._snp:
+            special = range(self._special, self._special + _LARGE)
+            high = [
+                (_MIB, special.start, E820Type.RAM),
+                (special.start, special.stop, E820Type.RESERVED),
+                (special.stop, self._low_end, E820Type.RAM),
+            ]
+        for start, end, kind in (*low, (_CMDLINE, _LOW_END, E820Type.RAM), *high):
+            if start < end:
+                yield E820Entry(addr=start, size=end - start, type=kind)
         for gpa, size in self._memory[1:]:
             yield E820Entry(addr=gpa, size=size, type=E820Type.RAM)
+
+    def _setup_page(self) -> bytes:
+        info = CcBlobSevInfo(
+            magic=CC_BLOB_MAGIC,
+            version=1,
+            secrets_phys=self._special + PAGE,
+            secrets_len=PAGE,
+            cpuid_phys=self._special,
+            cpuid_len=PAGE,
+        )
+        # struct cc_setup_data: the head is followed by the blob's address
+        info_gpa = _SETUP + 0x40
+        head = bytes(SetupData(type=SETUP_CC_BLOB, len=4)) + struct.pack("<I", info_gpa)
+        page = head.ljust(0x40, b"\0") + bytes(info)
+        return page.ljust(_GDT - _SETUP, b"\0") + b"".join(map(_U64.pack, _DESCRIPTORS))
 
     def _acpi(self) -> bytes:
         tables = acpi_tables(_ACPI, self._vcpus, self._devices)
@@ -348,9 +406,9 @@ class DirectBoot:
             pages.append(_table([at | flags for at in range(base, base + _GIB, _LARGE)]))
         return b"".join(pages)
 
-    def _unlaunched(self) -> Iterator[tuple[int, int]]:
-        """RAM that no part fills."""
-        filled = sorted((each.gpa, each.end) for each in self.parts)
+    def _free(self, parts: Iterable[Part]) -> Iterator[tuple[int, int]]:
+        """RAM that none of these parts fills, without the 2 MiB that are reserved for the special ones."""
+        filled = sorted([*((each.gpa, each.end) for each in parts), (self._special, self._special + _LARGE)])
         for gpa, size in self._memory:
             at, end = gpa, gpa + size
             for start, stop in filled:
@@ -377,20 +435,8 @@ def virtio_places(count: int) -> tuple[VirtioPlace, ...]:
     )
 
 
-def _setup_page() -> bytes:
-    info = CcBlobSevInfo(
-        magic=CC_BLOB_MAGIC,
-        version=1,
-        secrets_phys=_SECRETS,
-        secrets_len=PAGE,
-        cpuid_phys=_CPUID,
-        cpuid_len=PAGE,
-    )
-    # struct cc_setup_data: the head is followed by the blob's address
-    info_gpa = _SETUP + 0x40
-    head = bytes(SetupData(type=SETUP_CC_BLOB, len=4)) + struct.pack("<I", info_gpa)
-    page = head.ljust(0x40, b"\0") + bytes(info)
-    return page.ljust(_GDT - _SETUP, b"\0") + b"".join(map(_U64.pack, _DESCRIPTORS))
+def _joined(run: list[Part]) -> Part:
+    return run[0]._replace(data=b"".join(each.data for each in run)) if len(run) > 1 else run[0]
 
 
 def _table(entries: list[int]) -> bytes:

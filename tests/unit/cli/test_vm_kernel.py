@@ -15,6 +15,7 @@ import pytest
 from swsnp.cli import main
 from swsnp.cpu.plain_kvm import Verdict, probe, probe_for_linux
 from swsnp.machine import Machine
+from swsnp.measure.direct_boot import LAYOUT
 from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image
 
 if TYPE_CHECKING:
@@ -253,14 +254,17 @@ def test_measurement(
     assert main(["measure", "kernel", "--cbitpos", str(found["cbitpos"]), *same]) == 0
     assert capsys.readouterr().out == found["measurement"] + "\n"
     assert main(["measure", "kernel", "--json", "--cbitpos", "51", *same]) == 0
-    assert json.loads(capsys.readouterr().out)["measurement"] != found["measurement"]
+    other = json.loads(capsys.readouterr().out)
+    assert other["measurement"] != found["measurement"]
+    assert other["layout"] == LAYOUT
 
 
 def test_measure_explains(kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Every part that is launched, in order, then the digest."""
     assert main(["measure", "kernel", "--explain", "--cbitpos", "51", "-kernel", kernel]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["0x0000007000", "1", "pages", "NORMAL", "boot", "parameters"]
+    assert lines[0].split() == ["0x0000000000", "7", "pages", "NORMAL", "zeros"]
+    assert lines[1].split() == ["0x0000007000", "1", "pages", "NORMAL", "boot", "parameters"]
     assert any("SECRETS" in each for each in lines)
     assert len(lines[-1]) == 96
 

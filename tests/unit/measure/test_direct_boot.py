@@ -59,7 +59,79 @@ def test_parts_do_not_overlap() -> None:
     assert all(before.end <= after.gpa for before, after in pairwise(parts))
     assert all(each.gpa % 4096 == 0 and each.data and len(each.data) % 4096 == 0 for each in parts)
     special = {each.page_type: each.gpa for each in parts if each.page_type is not PageType.NORMAL}
-    assert special == {PageType.CPUID: 0x9000, PageType.SECRETS: 0xA000}
+    assert special == {PageType.CPUID: 60 * MIB, PageType.SECRETS: 60 * MIB + 4096}
+
+
+def test_launched_by_2_mib() -> None:
+    """AMD 56860, SNP_LAUNCH_UPDATE takes 2 MiB: what is NORMAL is there by whole 2 MiB, filled with zeros.
+
+    Of the 2 MiB with the CPUID and secrets pages nothing else is launched or validated.
+    """
+    segments = (Segment(ENTRY + 4096, b"a" * MIB, MIB), Segment(ENTRY + 5 * MIB + 4096, b"b", 3 * MIB))
+    kernel = KernelImage(KERNEL.header, ENTRY + 4096, segments, ())
+    one = boot(kernel=kernel, initrd=b"x" * (3 * MIB))
+    normal = [(each.gpa, each.end) for each in one.runs() if each.page_type is PageType.NORMAL]
+    start = ENTRY
+    assert normal == [
+        (0, 2 * MIB),
+        (start, start + 2 * MIB),
+        (start + 4 * MIB, start + 6 * MIB),
+        (60 * MIB, 64 * MIB),
+    ]
+    zeros = [each for each in one.parts if each.origin == "zeros"]
+    assert all(not any(each.data) for each in zeros)
+    assert {(each.gpa, each.end) for each in zeros} >= {(start, start + 4096), (63 * MIB, 64 * MIB)}
+    ranges = struct.unpack("<512Q", part(one, "stub's list"))
+    assert ranges[:10] == (
+        *(2 * MIB, start),
+        *(start + 2 * MIB, start + 4 * MIB),
+        *(start + 6 * MIB, 58 * MIB),
+        *(0, 0),
+        *(0, 0),
+    )
+
+
+def test_memory_that_ends_inside_2_mib() -> None:
+    """What no part lies in is validated by the stub, by 4 KiB where memory ends before 2 MiB do."""
+    one = boot(memory=((0, 65 * MIB), (1 << 32, 3 * MIB)), initrd=b"x")
+    ranges = struct.unpack("<512Q", part(one, "stub's list"))
+    assert ranges[2:8] == (18 * MIB, 62 * MIB, 1 << 32, (1 << 32) + 3 * MIB, 0, 0)
+
+
+def test_zeros_end_with_memory() -> None:
+    """A RAM disk may lie where memory ends inside 2 MiB: zeros fill no more than there is."""
+    one = boot(memory=((0, 65 * MIB),), initrd=b"x" * 4097)
+    last = one.parts[-1]
+    assert (last.origin, last.gpa, last.end) == ("zeros", 64 * MIB + 0x2000, 65 * MIB)
+
+
+def test_runs() -> None:
+    """Parts of one type that touch are launched as one; what is measured stays the same, page by page."""
+    one = boot(initrd=b"x" * 5000)
+    whole = [(at, each.page_type) for each in one.parts for at in range(each.gpa, each.end, 4096)]
+    assert [(at, each.page_type) for each in one.runs() for at in range(each.gpa, each.end, 4096)] == whole
+    assert b"".join(each.data for each in one.runs()) == b"".join(each.data for each in one.parts)
+    assert [each.page_type for each in one.runs()] == [
+        PageType.NORMAL,
+        PageType.NORMAL,
+        PageType.CPUID,
+        PageType.SECRETS,
+        PageType.NORMAL,
+    ]
+
+
+def test_ordinary_guest_has_no_zeros() -> None:
+    """Without SNP nothing is launched or validated: parts only, and nothing is reserved for special pages."""
+    one = DirectBoot(
+        KERNEL, initrd=b"x", cmdline="", memory=((0, 64 * MIB),), vcpus=1, c_bit=None, cpuid=None
+    )
+    assert [each.origin for each in one.parts] == [
+        *("boot parameters", "setup data and GDT", "ACPI", "command line", "page tables", "kernel"),
+        "initial RAM disk",
+    ]
+    page = part(one, "boot parameters")
+    entries = [E820Entry.parse_at(page, 0x2D0 + 20 * number) for number in range(page[0x1E8])]
+    assert [(each.addr, each.addr + each.size) for each in entries][-1] == (MIB, 64 * MIB)
 
 
 def test_boot_parameters() -> None:
@@ -69,14 +141,16 @@ def test_boot_parameters() -> None:
     assert len(page) == BOOT_PARAMS_SIZE
     header = SetupHeader.parse(page[0x1F1 : 0x1F1 + SetupHeader.SIZE])
     assert (header.type_of_loader, header.loadflags & 1, header.cmd_line_ptr) == (0xFF, 1, 0x10000)
-    assert (header.ramdisk_image, header.ramdisk_size) == (64 * MIB - 4096, 8)
+    assert (header.ramdisk_image, header.ramdisk_size) == (62 * MIB, 8)
     assert struct.unpack_from("<Q", page, 0x70) == (0xD000,)
     entries = [E820Entry.parse_at(page, 0x2D0 + 20 * number) for number in range(page[0x1E8])]
     assert [(each.addr, each.addr + each.size, each.type) for each in entries] == [
         (0, 0x8000, 1),
         (0x8000, 0x10000, 2),
         (0x10000, 0x9F000, 1),
-        (MIB, 64 * MIB, 1),
+        (MIB, 60 * MIB, 1),
+        (60 * MIB, 62 * MIB, 2),
+        (62 * MIB, 64 * MIB, 1),
         (1 << 32, (1 << 32) + 32 * MIB, 1),
     ]
     setup = part(one, "setup data and GDT")
@@ -84,7 +158,7 @@ def test_boot_parameters() -> None:
     assert (header.setup_data, head.type, head.len, head.next) == (0x8000, 7, 4, 0)
     (info_gpa,) = struct.unpack_from("<I", setup, 16)
     info = CcBlobSevInfo.parse_at(setup, info_gpa - 0x8000)
-    assert (info.magic, info.secrets_phys, info.cpuid_phys) == (0x45444D41, 0xA000, 0x9000)
+    assert (info.magic, info.secrets_phys, info.cpuid_phys) == (0x45444D41, 60 * MIB + 4096, 60 * MIB)
     assert (info.secrets_len, info.cpuid_len) == (4096, 4096)
 
 
@@ -115,7 +189,7 @@ def test_stub_validates_what_is_not_launched() -> None:
     numbers = struct.unpack("<512Q", part(one, "stub's list"))
     ranges = [(start, end) for start, end in zip(numbers[::2], numbers[1::2], strict=True) if end]
     launched = [(each.gpa, each.end) for each in one.parts]
-    together = sorted([*ranges, *launched])
+    together = sorted([*ranges, *launched, (60 * MIB + 2 * 4096, 62 * MIB)])  # reserved
     assert [start for start, _ in together if start not in (0, 1 << 32)] == [
         end for _, end in together if end not in (64 * MIB, (1 << 32) + 2 * MIB)
     ]
@@ -195,7 +269,9 @@ def test_segments_that_share_a_page() -> None:
         ({"cmdline": "x" * 2048}, "-append: got 2048 bytes, wanted at most 2047"),
         ({"kernel": placed(MIB - 4096, 4096)}, "kernel: begins at 0xff000, wanted 0x100000 or above"),
         ({"memory": ((0, 16 * MIB),)}, "-m: got 0x1000000 bytes below 4 GiB, wanted at least"),
-        ({"initrd": bytes(60 * MIB)}, "for kernel and initrd"),
+        ({"initrd": bytes(60 * MIB)}, "wanted 0x5000000 for kernel and initrd"),
+        ({"kernel": placed(MIB, 61 * MIB + 1)}, "wanted 0x4200000 for kernel and initrd"),
+        ({"kernel": placed(MIB, 59 * MIB + 1), "initrd": bytes(1)}, "wanted 0x4200000 for kernel and initrd"),
         ({"memory": ((0, 2 << 30), (1 << 32, 200 << 30))}, "wanted less"),
         ({"vcpus": 2000}, "-smp: got 2000, wanted fewer"),
     ],
@@ -212,8 +288,8 @@ def test_refusals(arguments: dict[str, object], text: str) -> None:
     [
         {"cmdline": "x" * 2047},
         {"kernel": placed(MIB, 4096)},
-        {"kernel": placed(MIB, 63 * MIB)},
-        {"kernel": placed(MIB, 62 * MIB), "initrd": bytes(MIB)},
+        {"kernel": placed(MIB, 61 * MIB)},
+        {"kernel": placed(MIB, 59 * MIB), "initrd": bytes(2 * MIB)},
         {"memory": ((0, 2 << 30), (1 << 32, 121 << 30))},
     ],
 )
