@@ -255,8 +255,8 @@ class Trace:
 
         Args:
             listener: takes the events.
-            exits: those of single exits too: `GuestLeft`, `RunEnded`, `CompletionTaken`. A kernel's boot has
-                tens of thousands.
+            exits: those of single exits too, of which a kernel's boot has tens of thousands: `GuestLeft`,
+                `RunEnded`, `CompletionTaken`, `MsrProtocol`, `PageStateChange`, `GuestReplied`.
         """
         mine = listener, exits
         self._set((*self._listeners, mine))

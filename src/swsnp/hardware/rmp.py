@@ -130,7 +130,7 @@ class Rmp:
         if old.asid != entry.asid:
             self._owned[old.asid] = self._owned.get(old.asid, 0) - 1
             self._owned[entry.asid] = self._owned.get(entry.asid, 0) + 1
-        if entry == _DEFAULT:
+        if not entry.assigned and entry == _DEFAULT:
             if self._entries.pop(number, None) is not None:
                 self._inside[number // _PAGES] -= 1
         else:

@@ -35,6 +35,10 @@ class AttributeMap:
         at = bisect_right(starts, gfn) - 1
         return starts[at], starts[at + 1] if at + 1 < len(starts) else _END, values[at]
 
+    def runs(self) -> tuple[list[int], list[int]]:
+        """Every run's first frame, rising, and its value: lists that are never changed."""
+        return self._runs
+
     def all_equal(self, gfn_start: int, gfn_end: int, value: int) -> bool:
         """Whether every frame of `gfn_start <= gfn < gfn_end` has this value; an empty range has."""
         if gfn_start >= gfn_end:

@@ -19,6 +19,7 @@ __all__ = ["AssignedPages", "GuestMemfd"]
 
 _LARGE: Final = 2 << 20
 _PAGES: Final = _LARGE // PAGE
+_FREE, _FREE_LARGE = RmpUpdate(), RmpUpdate(page_size=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ class GuestMemfd:
                 continue
             if entry.page_size:
                 if not spa % _LARGE and page + _PAGES <= end:
-                    self._rmp.rmpupdate(spa, RmpUpdate(page_size=1))
+                    self._rmp.rmpupdate(spa, _FREE_LARGE)
                     continue
                 self._rmp.psmash(spa & -_LARGE)  # the other pages stay the guest's
-            self._rmp.rmpupdate(spa, RmpUpdate())
+            self._rmp.rmpupdate(spa, _FREE)

@@ -358,8 +358,10 @@ class NestedPaging:
             slot, spa = self._private_memory(gpa, write=True)
             if large:
                 self._assign_large(slot, spa, gpa)
-            self._assign(slot, spa, gpa, write=True)
-            if not large and self.rmp[spa].page_size:
+            entry = self.rmp[spa]
+            if not entry.assigned:
+                self._assign(slot, spa, gpa, write=True)
+            elif entry.page_size and not large:
                 self.rmp.psmash(spa & ~_LARGE_OFFSET)
             return spa
 

@@ -172,7 +172,7 @@ class Vcpu:
     def answer_msr(self, request: int, reply: int) -> None:
         """Put the reply to a request of the MSR protocol into the GHCB MSR."""
         self.processor.ghcb_msr = reply
-        if (emit := self.vm.trace.emit) is not None:
+        if (emit := self.vm.trace.emit_exit) is not None:
             emit(trace.MsrProtocol(vm=self.vm.name, vcpu=self.id, request=request, reply=reply))
 
     def ioctl(self, request: int, arg: int | bytearray | memoryview) -> int:
@@ -285,15 +285,17 @@ class Vcpu:
 
     def _complete(self, pending: UserspaceWanted) -> Outcome:
         run = self.run
-        match pending:
-            case CertsWanted():
-                ret = run.certs_ret(pending.layout)
-                self._tell_completion(pending.layout.exit_reason, ret)
-                return guest_request.complete(self, pending, ret)
+        match pending:  # what a kernel's boot has thousands of comes first
+            case AccessWanted(access=access):
+                return self._complete_access(access)
             case MapGpaRange():
                 ret = run.hypercall_ret()
                 self._tell_completion(ExitReason.HYPERCALL, ret)
                 return page_state.complete(self, pending, ret)
+            case CertsWanted():
+                ret = run.certs_ret(pending.layout)
+                self._tell_completion(pending.layout.exit_reason, ret)
+                return guest_request.complete(self, pending, ret)
             case HypercallWanted():
                 ret = run.hypercall_ret()
                 self._tell_completion(ExitReason.HYPERCALL, ret)
@@ -304,8 +306,6 @@ class Vcpu:
             case MmioWanted():
                 self._tell_completion(ExitReason.MMIO, 0)
                 return device_io.complete_mmio(self, pending)
-            case AccessWanted(access=access):
-                return self._complete_access(access)
             case unreachable:
                 assert_never(unreachable)
 
@@ -361,7 +361,7 @@ class Vcpu:
         event.write_back()
         if event.outside is not None:
             write_outside(self, *event.outside)
-        if (emit := self.vm.trace.emit) is not None:
+        if (emit := self.vm.trace.emit_exit) is not None:
             emit(
                 trace.GuestReplied(
                     vm=self.vm.name,
@@ -394,14 +394,17 @@ class Vcpu:
     def _leave(self, outcome: Departure) -> int:
         """Fill `kvm_run` and give the ioctl's result."""
         run, profile = self.run, self.vm.profile
-        match outcome:
-            case CertsWanted():
+        match outcome:  # in the order of `_complete`
+            case AccessWanted(access=access):
                 self._pending = outcome
-                guest_request.put_certs_exit(self, outcome)
+                self._put_access(access)
             case MapGpaRange(gpa=gpa, npages=npages, private=private, page_size=page_size):
                 self._pending = outcome
                 preset = profile.hypercall_ret_preset
                 run.put_map_gpa_range(gpa, npages, private=private, page_size=page_size, preset_ret=preset)
+            case CertsWanted():
+                self._pending = outcome
+                guest_request.put_certs_exit(self, outcome)
             case HypercallWanted(args=args):
                 self._pending = outcome
                 run.put_guest_hypercall(args, preset_ret=profile.hypercall_ret_preset)
@@ -411,9 +414,6 @@ class Vcpu:
             case MmioWanted(gpa=gpa, write=write, buffer=buffer, length=length):
                 self._pending = outcome
                 run.put_mmio(gpa, length, bytes(buffer[:length]) if write else None)
-            case AccessWanted(access=access):
-                self._pending = outcome
-                self._put_access(access)
             case Terminated(ghcb_msr=msr):
                 run.put_termination(msr)
             case MemoryFault(gpa=gpa, private=private):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import struct
 import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -17,7 +18,6 @@ from swsnp.abi.kvm import (
     Ioctl,
     KvmCreateGuestMemfd,
     KvmEnableCap,
-    KvmMemoryAttributes,
     KvmUserspaceMemoryRegion2,
     MemoryAttribute,
     VmType,
@@ -53,6 +53,8 @@ _MAX_SLOTS: Final = 32764
 _MAX_SLOT_PAGES: Final = (1 << 31) - 1
 _USER_END: Final = 0x7FFF_FFFF_F000
 _U64_END: Final = 1 << 64
+_PRIVATE: Final = int(MemoryAttribute.PRIVATE)
+_ATTRIBUTES: Final = struct.Struct("<QQQQ")  # struct kvm_memory_attributes: address, size, attributes, flags
 _R = TypeVar("_R", bound=Record)
 
 
@@ -268,21 +270,16 @@ class Vm:
         return file.bind(wanted.slot, wanted.guest_memfd_offset, wanted.memory_size) or file
 
     def _set_memory_attributes(self, arg: int | bytearray | memoryview) -> int:
-        wanted = copy_in(KvmMemoryAttributes, arg)
-        if wanted is None:
+        # a record would be longer in the making than all the rest, and a kernel converts page by page
+        if isinstance(arg, int) or len(arg) != _ATTRIBUTES.size:
             return -errno.EFAULT
-        supported = MemoryAttribute.PRIVATE if self.is_private else 0
-        end = wanted.address + wanted.size
-        if (
-            wanted.flags
-            or wanted.attributes & ~supported
-            or not wanted.size
-            or end >= _U64_END
-            or (wanted.address | wanted.size) % PAGE
-        ):
+        address, size, attributes, flags = _ATTRIBUTES.unpack(arg)
+        supported = _PRIVATE if self.is_private else 0
+        end = address + size
+        if flags or attributes & ~supported or not size or end >= _U64_END or (address | size) % PAGE:
             return -errno.EINVAL
         with self.lock:
-            self.memory.set_attributes(wanted.address // PAGE, end // PAGE, wanted.attributes)
+            self.memory.set_attributes(address // PAGE, end // PAGE, attributes)
         return 0
 
     def _create_guest_memfd(self, arg: int | bytearray | memoryview) -> int:

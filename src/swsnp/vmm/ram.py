@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 import threading
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from swsnp.abi.kvm import (
     GUEST_MEMFD_SLOT,
     Ioctl,
-    KvmMemoryAttributes,
     KvmUserspaceMemoryRegion2,
     MemoryAttribute,
 )
@@ -77,6 +77,9 @@ class Broken:
 Conversion: TypeAlias = Converted | Refused | Broken
 
 _LIMIT: Final = 1 << 64
+_PRIVATE: Final = int(MemoryAttribute.PRIVATE)
+_SET_ATTRIBUTES: Final = int(Ioctl.KVM_SET_MEMORY_ATTRIBUTES)
+_ATTRIBUTES: Final = struct.Struct("<QQQQ")  # struct kvm_memory_attributes: address, size, attributes, flags
 
 
 class SharedRanges:
@@ -186,10 +189,8 @@ class GuestRam:
 
     def set_private(self, gpa: int, size: int, *, private: bool) -> int:
         """KVM_SET_MEMORY_ATTRIBUTES; 0 or -errno."""
-        wanted = KvmMemoryAttributes(
-            address=gpa, size=size, attributes=MemoryAttribute.PRIVATE if private else 0
-        )
-        result = self._host.ioctl(self._vm_fd, Ioctl.KVM_SET_MEMORY_ATTRIBUTES, bytearray(bytes(wanted)))
+        wanted = _ATTRIBUTES.pack(gpa, size, _PRIVATE if private else 0, 0)
+        result = self._host.ioctl(self._vm_fd, _SET_ATTRIBUTES, bytearray(wanted))
         if result >= 0:
             self._shared.set(gpa, gpa + size, shared=not private)
         return result
@@ -214,7 +215,7 @@ class GuestRam:
             return Broken(-result, "KVM_SET_MEMORY_ATTRIBUTES")
         if (result := self._discard_other_side(slot, gpa - slot.gpa, size, private=private)) < 0:
             return Broken(-result, "discarding the side that the range no longer uses")
-        if (emit := self._trace.emit) is not None:
+        if (emit := self._trace.emit_exit) is not None:
             emit(PageStateChange(vm=self._vm, gpa=gpa, npages=npages, private=private))
         return Converted()
 

@@ -16,7 +16,6 @@ from swsnp.abi.ghcb import MsrCode, TerminateRequest
 from swsnp.abi.kvm import (
     EXIT_UNION,
     MAP_GPA_RANGE,
-    ExitHypercall,
     ExitMemoryFault,
     ExitMmio,
     ExitReason,
@@ -66,6 +65,8 @@ _U64: Final = struct.Struct("<Q")
 _FAIL_ENTRY: Final = struct.Struct("<QI")  # hardware_entry_failure_reason, cpu
 _INTERNAL: Final = struct.Struct("<II16Q")  # suberror, ndata, data
 _MSR_CODE_MASK: Final = 0xFFF
+_ENCRYPTED: Final = int(MapGpaRange.ENCRYPTED)
+_HYPERCALL: Final = struct.Struct("<QQQQ")  # nr, args[0..2]
 _PORT: Final = struct.Struct("<BBHIQ")  # direction, size, port, count, data_offset
 _MMIO: Final = struct.Struct("<Q8sIB")  # phys_addr, data, len, is_write
 _MMIO_DATA: Final = EXIT_UNION + ExitMmio.offset_of("data")
@@ -243,18 +244,17 @@ class VcpuRunner:
 
     def _hypercall(self) -> StopReason | None:
         """KVM_HC_MAP_GPA_RANGE. KVM takes `hypercall.ret` as a positive number: 0, EINVAL or EAGAIN."""
-        call = ExitHypercall.parse_at(self._run, EXIT_UNION)
-        if call.nr != MAP_GPA_RANGE:
-            return UnhandledExit(ExitReason.HYPERCALL, f"hypercall {call.nr}, wanted {MAP_GPA_RANGE}")
-        gpa, npages, attributes = call.args[:3]
-        private = bool(attributes & MapGpaRange.ENCRYPTED)
+        number, gpa, npages, attributes = _HYPERCALL.unpack_from(self._run, EXIT_UNION)
+        if number != MAP_GPA_RANGE:
+            return UnhandledExit(ExitReason.HYPERCALL, f"hypercall {number}, wanted {MAP_GPA_RANGE}")
+        private = bool(attributes & _ENCRYPTED)
         match self._ram.convert(gpa, npages, private=private):
             case Converted():
                 answer = 0
-            case Refused(errno=number):
-                answer = number
-            case Broken(errno=number, step=step):
-                return RunFailed(number, f"page state change of {npages} pages at {gpa:#x}: {step}")
+            case Refused(errno=error):
+                answer = error
+            case Broken(errno=error, step=step):
+                return RunFailed(error, f"page state change of {npages} pages at {gpa:#x}: {step}")
         _U64.pack_into(self._run, RunOffset.HYPERCALL_RET, answer)
         return None
 

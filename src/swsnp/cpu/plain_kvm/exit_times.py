@@ -36,13 +36,15 @@ class ExitTimes:
         self.kinds: dict[str, Spent] = {}
         self.inside_ns = 0
         self._clock = clock
-        self._open = Spent()
+        self._last = ""
+        """The exit whose time has not come to its end, "" before the first and in KVM_RUN."""
         self._since = clock()
 
     def enter(self) -> None:
         """KVM_RUN comes next."""
         now = self._clock()
-        self._open.ns += now - self._since
+        if self._last:
+            self._count(now - self._since)
         self._since = now
 
     def left(self, reason: int) -> None:
@@ -50,29 +52,29 @@ class ExitTimes:
         now = self._clock()
         self.inside_ns += now - self._since
         self._since = now
-        self._count(_NAMES.get(reason, "signal" if reason < 0 else str(reason)))
+        self._last = _NAMES.get(reason) or ("signal" if reason < 0 else str(reason))
 
     def call_it(self, kind: str) -> None:
         """The last exit was one of this kind, whatever KVM called it."""
-        self._open.count -= 1
-        self._count(kind)
+        self._last = kind
 
-    def _count(self, kind: str) -> None:
-        found = self.kinds.get(kind)
+    def _count(self, ns: int) -> None:
+        found = self.kinds.get(self._last)
         if found is None:
-            found = self.kinds[kind] = Spent()
+            found = self.kinds[self._last] = Spent()
         found.count += 1
-        self._open = found
+        found.ns += ns
+        self._last = ""
 
     def as_json(self) -> dict[str, object]:
-        """For programs: seconds and counts; kinds that cost most come first."""
+        """For programs: seconds and counts; kinds that cost most come first. The vCPU has stopped."""
+        if self._last:
+            self._count(0)
         kinds = sorted(self.kinds.items(), key=lambda each: -each[1].ns)
         return {
             "kvm_run_seconds": round(self.inside_ns / 1e9, 6),
             "exits": {
-                kind: {"count": spent.count, "seconds": round(spent.ns / 1e9, 6)}
-                for kind, spent in kinds
-                if spent.count
+                kind: {"count": spent.count, "seconds": round(spent.ns / 1e9, 6)} for kind, spent in kinds
             },
         }
 

@@ -55,6 +55,7 @@ def _libc() -> ctypes.CDLL:
     """The C library; loading it takes longer than a call."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mremap.restype = ctypes.c_void_p
+    libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
     return libc
 
 
@@ -97,9 +98,7 @@ class LinuxKvm:
 
     def alias(self, source: int, size: int, target: int) -> None:
         """As `HostKvm`: mremap(2) with an old size of 0 maps the same pages once more."""
-        flags = _MREMAP_MAYMOVE | _MREMAP_FIXED
-        numbers = (ctypes.c_void_p(source), ctypes.c_size_t(0), ctypes.c_size_t(size), ctypes.c_int(flags))
-        if _libc().mremap(*numbers, ctypes.c_void_p(target)) != target:
+        if _libc().mremap(source, 0, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, target) != target:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 

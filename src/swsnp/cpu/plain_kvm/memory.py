@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from swsnp.cpu.plain_kvm.host import HostKvm
 
 __all__ = ["AttributeRuns", "GuestPhysicalMemory", "MemorySlot", "Planes", "PlanesBase", "Window"]
+
+_PRIVATE: Final = int(MemoryAttribute.PRIVATE)
 
 
 class MemorySlot(Protocol):
@@ -45,8 +48,8 @@ class MemorySlot(Protocol):
 class AttributeRuns(Protocol):
     """The memory attributes of guest frames."""
 
-    def run(self, gfn: int) -> tuple[int, int, int]:
-        """The run of equal values around a frame: first frame, frame behind the last, value."""
+    def runs(self) -> tuple[list[int], list[int]]:
+        """Every run's first frame, from 0 and rising, and its value."""
         ...
 
 
@@ -125,6 +128,16 @@ class PlanesBase:
         """An address as KVM reports it: GPA, and whether the access was private."""
         return address & ~self.private_bit, bool(address & self.private_bit)
 
+    def runs(self, gpa: int, size: int) -> list[tuple[int, int, bool]]:
+        """A range cut where its attributes change: first address, address behind the last, and if private."""
+        starts, values = self._memory.attributes.runs()
+        first, behind = bisect_right(starts, gpa // PAGE), bisect_left(starts, (gpa + size) // PAGE)
+        edges = [gpa, *(each * PAGE for each in starts[first:behind]), gpa + size]
+        return [
+            (edges[number], edges[number + 1], bool(value & _PRIVATE))
+            for number, value in enumerate(values[first - 1 : behind])
+        ]
+
     def refresh(self) -> None:
         """Tell KVM what has changed since the last time."""
         raise NotImplementedError
@@ -167,17 +180,12 @@ class Planes(PlanesBase):
 
     def _of(self, slot: MemorySlot) -> Iterator[Window]:
         """One window for each run of pages with the same attribute."""
-        at, end = slot.gpa, slot.gpa + slot.size
-        while at < end:
-            _, gfn, attributes = self._memory.attributes.run(at // PAGE)
-            private = bool(attributes & MemoryAttribute.PRIVATE)
-            upto = min(end, gfn * PAGE)
+        for at, upto, private in self.runs(slot.gpa, slot.size):
             view = slot.private_view if private else slot.shared_view
             if view is not None and not view.readonly:
                 part = view[at - slot.gpa : upto - slot.gpa]
                 if part:
                     yield Window(at | (self.private_bit if private else 0), part)
-            at = upto
 
     def windows(self, address: int, size: int) -> Iterator[tuple[int, memoryview]]:
         """As `PlanesBase`, by rising address."""

@@ -86,8 +86,8 @@ class _Slot:
 
 
 class _AllPrivate:
-    def run(self, gfn: int) -> tuple[int, int, int]:
-        return 0, gfn + _SIZE, MemoryAttribute.PRIVATE
+    def runs(self) -> tuple[list[int], list[int]]:
+        return [0], [MemoryAttribute.PRIVATE]
 
 
 class _PrivateOnly:

@@ -54,8 +54,10 @@ _SEV_STATUS: Final = 7
 """SEV, SEV-ES and SNP active."""
 _SYSCFG: Final = 1 << 23
 """MemEncryptionModEn."""
+_FIXED_MSRS: Final = {SEV_STATUS_MSR: _SEV_STATUS, SYSCFG_MSR: _SYSCFG}
 _EXIT_DATA: Final = EXIT_UNION + 8
-_MSR_VALUE: Final = EXIT_UNION + 16
+_MSR_INDEX: Final = EXIT_UNION + KvmExitMsr.offset_of("index")
+_MSR: Final = struct.Struct("<IQ")  # index, data
 _OUT: Final = 1
 _PAGE_2M: Final = 1
 _KVM_RUN: Final = int(Ioctl.KVM_RUN)
@@ -124,6 +126,7 @@ class PlainKvmProcessor:
         self._answer: tuple[int, int] | None = None
         self._thread: int | None = None
         self._sites: dict[int, int] = {}
+        self._behind_out = 0
         self._interrupted = False
         self._is_ap = vcpu > 0
         self._exits: Final[dict[int, Callable[[], GuestExit | None]]] = {
@@ -283,10 +286,11 @@ class PlainKvmProcessor:
         rip = self.rip
         if self._sites.get(rip) == port:
             return True
-        for linear in (rip, rip - _OUT_SIZE):
-            address = self._translate(linear)
+        for behind in (self._behind_out, _OUT_SIZE - self._behind_out):  # as the last time, else the other
+            address = self._translate(rip - behind)
             if address is None or self._vm.rewrites.sites.get(self._vm.planes.split(address)[0]) != port:
                 continue
+            self._behind_out = behind
             if rip >> 63:
                 self._sites[rip] = port
             return True
@@ -313,17 +317,16 @@ class PlainKvmProcessor:
         return None
 
     def _rdmsr(self) -> None:
-        msr = self._exit(KvmExitMsr)
-        values = {GHCB_MSR: self.ghcb_msr, SEV_STATUS_MSR: _SEV_STATUS, SYSCFG_MSR: _SYSCFG}
-        value = values.get(msr.index)
+        index, _ = _MSR.unpack_from(self._run, _MSR_INDEX)
+        value = self.ghcb_msr if index == GHCB_MSR else _FIXED_MSRS.get(index)
         self._run[EXIT_UNION] = value is None
-        self._run[_MSR_VALUE : _MSR_VALUE + 8] = (value or 0).to_bytes(8, "little")
+        _MSR.pack_into(self._run, _MSR_INDEX, index, value or 0)
 
     def _wrmsr(self) -> None:
-        msr = self._exit(KvmExitMsr)
-        if msr.index == GHCB_MSR:
-            self.ghcb_msr = msr.data
-        self._run[EXIT_UNION] = msr.index != GHCB_MSR  # SEV_STATUS is read-only: #GP
+        index, value = _MSR.unpack_from(self._run, _MSR_INDEX)
+        if index == GHCB_MSR:
+            self.ghcb_msr = value
+        self._run[EXIT_UNION] = index != GHCB_MSR  # SEV_STATUS is read-only: #GP
 
     def _internal_error(self) -> GuestExit:
         return self._error(self._exit(KvmExitInternalError).suberror, "KVM_EXIT_INTERNAL_ERROR")

@@ -17,11 +17,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from swsnp.abi.kvm import MemoryAttribute
 from swsnp.cpu.plain_kvm.host import address_of
 from swsnp.cpu.plain_kvm.memory import PlanesBase, Window
 from swsnp.errors import HostError
-from swsnp.hardware.memory import MAP_NORESERVE, PAGE
+from swsnp.hardware.memory import MAP_NORESERVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,12 +35,18 @@ _LARGE: Final = 2 << 20
 
 @dataclass(slots=True)
 class _Ram:
-    """One memslot of the hypervisor; `shown` are the runs that are shared at plain addresses, by GPA."""
+    """One memslot of the hypervisor, with its planes' addresses in this process.
+
+    `shown` are the runs that are shared at plain addresses, by GPA.
+    """
 
     gpa: int
+    size: int
     private: memoryview
-    shared: memoryview
     plain: memoryview
+    private_address: int
+    shared_address: int
+    plain_address: int
     shown: list[tuple[int, int]]
 
 
@@ -74,35 +79,27 @@ class WholePlanes(PlanesBase):
         area = memoryview(mmap.mmap(-1, slot.size + _LARGE, flags=flags))
         # pages of 2 MiB are mapped as such only where both addresses lie alike in them
         start = (address_of(private) - address_of(area)) % _LARGE
-        ram = _Ram(slot.gpa, private, shared, area[start : start + slot.size], [])
-        self._alias(ram, ram.private, slot.gpa, slot.gpa + slot.size)
-        self._set(2 * number, slot.gpa, slot.size, address_of(ram.plain))
-        self._set(2 * number + 1, slot.gpa | self.private_bit, slot.size, address_of(ram.private))
+        plain = area[start : start + slot.size]
+        addresses = address_of(private), address_of(shared), address_of(plain)
+        ram = _Ram(slot.gpa, slot.size, private, plain, *addresses, [])
+        self._alias(ram, ram.private_address, slot.gpa, slot.gpa + slot.size)
+        self._set(2 * number, slot.gpa, slot.size, ram.plain_address)
+        self._set(2 * number + 1, slot.gpa | self.private_bit, slot.size, ram.private_address)
         return ram
 
     def _show(self, ram: _Ram) -> None:
-        wanted = list(self._shared_runs(ram))
-        if wanted == ram.shown:
-            return
-        for start, end in _without(ram.shown, wanted):
-            self._alias(ram, ram.private, start, end)
-        for start, end in _without(wanted, ram.shown):
-            self._alias(ram, ram.shared, start, end)
+        wanted = [(start, end) for start, end, private in self.runs(ram.gpa, ram.size) if not private]
+        gone, new = _different(ram.shown, wanted)
+        for start, end in _without(gone, new):
+            self._alias(ram, ram.private_address, start, end)
+        for start, end in _without(new, gone):
+            self._alias(ram, ram.shared_address, start, end)
         ram.shown = wanted
 
-    def _shared_runs(self, ram: _Ram) -> Iterator[tuple[int, int]]:
-        at, end = ram.gpa, ram.gpa + len(ram.plain)
-        while at < end:
-            _, gfn, attributes = self._memory.attributes.run(at // PAGE)
-            upto = min(end, gfn * PAGE)
-            if not attributes & MemoryAttribute.PRIVATE:
-                yield at, upto
-            at = upto
-
-    def _alias(self, ram: _Ram, plane: memoryview, start: int, end: int) -> None:
+    def _alias(self, ram: _Ram, plane: int, start: int, end: int) -> None:
         offset = start - ram.gpa
         try:
-            self._host.alias(address_of(plane[offset:]), end - start, address_of(ram.plain[offset:]))
+            self._host.alias(plane + offset, end - start, ram.plain_address + offset)
         except OSError as error:
             raise HostError(
                 f"memory at {start:#x}: mremap: {error.strerror or error}; remedy: raise vm.max_map_count"
@@ -114,6 +111,20 @@ class WholePlanes(PlanesBase):
             for window in (Window(ram.gpa, ram.plain), Window(ram.gpa | self.private_bit, ram.private)):
                 if (part := window.part(address, size)) is not None:
                     yield part
+
+
+def _different(
+    runs: list[tuple[int, int]], others: list[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Both without the runs at start and end that they have in common."""
+    shorter = min(len(runs), len(others))
+    first = 0
+    while first < shorter and runs[first] == others[first]:
+        first += 1
+    last = 0
+    while last < shorter - first and runs[-1 - last] == others[-1 - last]:
+        last += 1
+    return runs[first : len(runs) - last], others[first : len(others) - last]
 
 
 def _without(runs: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
