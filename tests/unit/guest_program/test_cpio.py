@@ -7,13 +7,18 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.guest_program.emulated import BUILD
 
 from swsnp.errors import InputError, UsageError
 from swsnp.vmm.cpio import CpioEntry, device, directory, link, pack_cpio, program, tree_entries
+
+if TYPE_CHECKING:
+    from tests.conftest import Skip
 
 
 def unpack(raw: bytes) -> dict[str, CpioEntry]:
@@ -113,11 +118,13 @@ def test_tree_missing(tmp_path: Path) -> None:
         tree_entries(tmp_path / "none")
 
 
-@pytest.mark.skipif(shutil.which("busybox") is None, reason="no busybox; remedy: install it")
-def test_busybox_reads_it(tmp_path: Path) -> None:
+def test_busybox_reads_it(tmp_path: Path, cannot_run: Skip) -> None:
     """An unpacker of another make finds the same files."""
+    busybox = shutil.which(BUILD / "busybox" / "bin" / "busybox") or shutil.which("busybox")
+    if busybox is None:
+        cannot_run("no busybox", "tools/real-guest-files build/real-guest")
     packed = pack_cpio([program("a/p", b"12345"), link("l", "a/p"), directory("e")])
-    subprocess.run(["busybox", "cpio", "-i", "-d", "-m"], input=packed, cwd=tmp_path, check=True)
+    subprocess.run([busybox, "cpio", "-i", "-d", "-m"], input=packed, cwd=tmp_path, check=True)
     assert (tmp_path / "l").read_bytes() == b"12345"
     assert (tmp_path / "e").is_dir()
 

@@ -1,24 +1,27 @@
 """The machine code of a guest's first program: run here as far as it may be, and as a whole by a real kernel.
 
-The kernel is an unpacked Debian package's, where `make real-guest` has left one; QEMU emulates a processor.
+The kernel is an unpacked Debian package's, which tools/real-guest-files has left; QEMU emulates a processor.
 """
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from tests.unit.guest_program.emulated import command_of, qemu_status
+from tests.unit.guest_program.emulated import command_of, package_of, qemu_status
 from tests.unit.guest_program.emulated import run as run_kernel
 
 from swsnp.vmm.guest_init import INIT_FAILED, NOT_EXECUTED, _Code, _failures, _say
 from swsnp.vmm.initramfs import prepare_program
 from swsnp.vmm.kernel_modules import find_modules
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Skip
+
 WRITE, OPEN, EXECVE, EXIT = 1, 2, 59, 60
-BUILD = Path(__file__).resolve().parents[3] / "build" / "real-guest"
 
 
 def run(code: _Code, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
@@ -84,14 +87,9 @@ def test_digits(tmp_path: Path, number: int, digits: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Path:
+def kernel(cannot_run: Skip) -> Path:
     """An unpacked kernel package with its modules."""
-    if shutil.which("qemu-system-x86_64") is None:
-        pytest.skip("no qemu-system-x86_64; remedy: install qemu-system-x86")
-    packages = [each.parents[1] for each in sorted(BUILD.glob("*/boot/vmlinuz-*"))]
-    if not packages:
-        pytest.skip("no kernel under build/real-guest; remedy: make real-guest")
-    return packages[-1]
+    return package_of("debian-13", cannot_run)
 
 
 def boot(

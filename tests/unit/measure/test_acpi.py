@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.unit.guest_program.emulated import command_of, run
+from tests.unit.guest_program.emulated import command_of, package_of, run
 
 from swsnp.abi import aml
 from swsnp.abi.acpi import acpi_tables
@@ -107,7 +107,7 @@ def test_intels_compiler_agrees(cannot_run: Skip, tmp_path: Path) -> None:
     """Taken apart and compiled again the namespace is the same, without a warning."""
     compiler = iasl()
     if compiler is None:
-        cannot_run("no iasl", "apt-get install acpica-tools", avoidable=False)
+        cannot_run("no iasl", "apt-get install acpica-tools")
     dsdt = tables_of(acpi_tables(GPA, 1, virtio_places(8)))["DSDT"]
     (tmp_path / "a.aml").write_bytes(dsdt)
     for arguments in (["-d", "a.aml"], ["-oa", "-p", "b", "a.dsl"]):
@@ -128,11 +128,7 @@ def test_linux_takes_them(cannot_run: Skip, tmp_path: Path, name: str) -> None:
 
     There is nothing at the devices' addresses: the driver says that, which shows that it came by.
     """
-    package = BUILD / "real-guest" / name
-    if shutil.which("qemu-system-x86_64") is None:
-        cannot_run("no qemu-system-x86_64", "apt-get install qemu-system-x86")
-    if not package.is_dir():
-        cannot_run(f"no {name} under build/real-guest", "make real-guest", avoidable=False)
+    package = package_of(name, cannot_run)
     gpa = 0x1F00_0000
     (tmp_path / "tables").write_bytes(acpi_tables(gpa, 1, virtio_places(2)))
     (tmp_path / "program").write_bytes(build_init(InitPlan(argv=("/none",))))
