@@ -7,7 +7,6 @@ folders and can be written.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -39,8 +38,8 @@ _COMMAND_LINE: Final = (
 A kernel that has once gone astray ends at once.
 """
 _SILENT_S: Final = 150
-_SILENT_CPU_S: Final = 60
-"""Without a sign of life, by the clock and of QEMU's own time, for the host may have other work."""
+_SILENT_OWN_S: Final = 60
+"""Without a sign of life: by the clock, and of that without waiting for a processor that has other work."""
 
 
 class MachineLostError(HostError):
@@ -122,22 +121,23 @@ class OuterMachine:
 
 def _wait(process: subprocess.Popen[bytes], mine: Path, timeout_s: float) -> None:
     """Until it has ended; HostError when it does not."""
-    alive, seen, used, now = mine / "alive", 0.0, 0.0, time.monotonic()
-    end, silent = now + timeout_s, now + _SILENT_S
+    alive, heard, now = mine / "alive", 0.0, time.monotonic()
+    since, waited, end = now, 0.0, now + timeout_s
     while (now := time.monotonic()) < end:
         with suppress(subprocess.TimeoutExpired):
             process.wait(min(1.0, end - now))
             return
-        if alive.exists() and (at := alive.stat().st_mtime) != seen:
-            seen, silent, used = at, now + _SILENT_S, _processor_s(process.pid)
-        elif now > silent and _processor_s(process.pid) >= used + _SILENT_CPU_S:
+        if alive.exists() and (at := alive.stat().st_mtime) != heard:
+            heard, since, waited = at, now, _waited_s(process.pid)
+        elif now - since > _SILENT_S and now - since - (_waited_s(process.pid) - waited) > _SILENT_OWN_S:
             raise MachineLostError(f"it gave no sign of life for {_SILENT_S} s, and was stopped")
     raise HostError(f"the outer machine was stopped after {timeout_s:.0f} s")
 
 
-def _processor_s(pid: int) -> float:
-    """Processor time of a process so far, from proc(5); 0 when it is gone."""
-    with suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return 0.0
+def _waited_s(pid: int) -> float:
+    """How long a process's threads were ready to run without a processor, from proc(5); 0 when it is gone."""
+    waited = 0
+    for each in Path("/proc").glob(f"{pid}/task/*/schedstat"):
+        with suppress(OSError):  # a thread that ends meanwhile
+            waited += int(each.read_text().split()[1])
+    return waited / 1e9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.real_guest.builds import build_client
 from tests.real_guest.lanes import Ended, run_lanes
-from tests.real_guest.outer_machine import MachineLostError, OuterMachine
+from tests.real_guest.outer_machine import MachineLostError, OuterMachine, _waited_s
 from tests.real_guest.place import ROOT, Here, Nested, here_or_nested
 from tests.real_guest.said import BINARY, Said
 
@@ -90,6 +91,7 @@ def test_machines_are_lost_for_ever(tmp_path: Path) -> None:
     [
         ("exit 0", "it died; its last words are above and in"),
         ("while :; do :; done", "it gave no sign of life for 0.5 s, and was stopped"),
+        ("exec sleep 60", "it gave no sign of life for 0.5 s, and was stopped"),
     ],
 )
 def test_outer_machine_is_lost(
@@ -97,7 +99,7 @@ def test_outer_machine_is_lost(
 ) -> None:
     """A machine that ends without a status, and one that hangs, are told from a script that fails."""
     monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_S", 0.5)
-    monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_CPU_S", 0.2)
+    monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_OWN_S", 0.2)
     with pytest.raises(MachineLostError, match=words):
         fake_machine(monkeypatch, tmp_path, program).run(tmp_path, "true", timeout_s=30)
 
@@ -105,9 +107,19 @@ def test_outer_machine_is_lost(
 def test_outer_machine_has_to_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine that the host gives no time is silent, and not lost."""
     monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_S", 0.1)
+    monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_OWN_S", 0.1)
+    monkeypatch.setattr("tests.real_guest.outer_machine._waited_s", lambda _: time.monotonic())
     with pytest.raises(HostError, match="was stopped after 1 s") as caught:
         fake_machine(monkeypatch, tmp_path, "exec sleep 60").run(tmp_path, "true", timeout_s=1.4)
     assert not isinstance(caught.value, MachineLostError)
+
+
+def test_waiting_for_a_processor() -> None:
+    """proc(5), schedstat: every thread of ours has waited for once; a process that is gone has not."""
+    assert 0 < _waited_s(os.getpid()) < time.monotonic()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert _waited_s(gone.pid) == 0
 
 
 def test_outer_machine_takes_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
