@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GUESTS := build/real-guest
+FREE := build/free-threaded
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench docs dist clean
-.PHONY: real-guest test-rules test-machines mutate soak fuzz judges
+.PHONY: real-guest free-threaded test-rules test-machines mutate soak fuzz judges
 
 help:  ## show the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +60,18 @@ real-guest: $(STAMP)  ## Debian's kernels as SNP guests on KVM, in an outer mach
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(GUESTS)/wheel .
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(GUESTS)/installed $(GUESTS)/wheel/*.whl
 	REAL_GUEST=$${REAL_GUEST:-yes} PYTHONPATH=$(CURDIR)/$(GUESTS)/installed $(BIN)/python -m pytest -s --durations=3 tests/real_guest
+
+# what vCPU threads run through; the tests' own modules need not say that they can do without the lock
+free-threaded: $(FREE)/.installed  ## vCPU threads beside each other: CPython without its lock, built here; some minutes
+	$(FREE)/venv/bin/python -X gil=0 -m pytest -q -p no:cacheprovider tests/free_threaded tests/abi tests/conformance \
+		$(addprefix tests/unit/,cpu_builtin crypto firmware guest hardware hypervisor_api hypervisor_run vmm) \
+		$(addprefix tests/e2e/test_,hostile_guest.py hostile_host.py machine.py moved_guest.py rotation.py scale.py)
+
+$(FREE)/.installed: pyproject.toml requirements-dev.txt tools/free-threaded-python
+	tools/free-threaded-python $(FREE)/python
+	$(FREE)/python/bin/python3.14t -m venv --clear $(FREE)/venv
+	$(FREE)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-dev.txt -e '.[fast,guest]' pytest hypothesis
+	@touch $@
 
 bench: $(STAMP)  ## ratios against the cryptographic floor, measured in one run; writes build/bench.json
 	$(BIN)/python -m bench.run

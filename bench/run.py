@@ -26,7 +26,7 @@ from bench.batch import batch_rows
 from bench.jobs import ENGINES, Job, jobs
 from bench.measure import command_row, measure_jobs
 from bench.real_vcpu import real_vcpu_jobs
-from bench.scale import memory_rows, threads_row
+from bench.scale import FREE_THREADED, free_threaded_row, memory_rows, threads_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +121,10 @@ def main() -> None:
     rows += batch_rows()
     if options.seconds:
         rows += [threads_row(options.seconds, engine) for engine in ENGINES]
+        if FREE_THREADED.exists():
+            rows.append(free_threaded_row(options.seconds, "awscrt"))
+        else:
+            print("scale/64-vcpus without the interpreter lock: left out; run `make free-threaded` first")
     machine = _machine()
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps({"machine": machine, "jobs": rows}, indent=2) + "\n")

@@ -1,7 +1,8 @@
 """Many VMs in one process: what they cost in memory, and how fast they attest at the same time.
 
 `python -m bench.scale` prints the figures of memory as JSON. `bench.run` starts it so, since memory has to be
-measured in a process that has done nothing else.
+measured in a process that has done nothing else. `python -m bench.scale ENGINE SECONDS` prints the row of 64
+vCPU threads; `bench.run` starts it so with the interpreter that `make free-threaded` builds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench.jobs import REPORT_BODY, RESPONSE_SIZE, plain
+from bench.jobs import ENGINES, REPORT_BODY, RESPONSE_SIZE, plain
 from swsnp import Machine
 from swsnp.abi.snp_report import REPORT_SIZE, SIGNED_SIZE
 from swsnp.crypto.ecdsa import SigningKey, verify
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from swsnp.crypto.ecdsa import Engine
     from swsnp.machine import VirtualMachine
 
-__all__ = ["memory_rows", "threads_row"]
+__all__ = ["free_threaded_row", "memory_rows", "threads_row"]
+
+FREE_THREADED: Final = Path("build/free-threaded/venv/bin/python")
+"""CPython without its interpreter lock, where `make free-threaded` has made it."""
 
 _VMS: Final = 16
 _VCPUS: Final = 4
@@ -150,6 +154,13 @@ def threads_row(seconds: float, engine: Engine) -> dict[str, object]:
     return _row("scale/64-vcpus", max(attested), max(signed), "1/s", "ratio >= 0.9", engine)
 
 
+def free_threaded_row(seconds: float, engine: Engine) -> dict[str, object]:
+    """`threads_row` by the interpreter without the lock; `FREE_THREADED` has to be there."""
+    run = [str(FREE_THREADED), "-m", "bench.scale", engine, str(seconds)]
+    row: dict[str, object] = json.loads(subprocess.run(run, check=True, capture_output=True).stdout)
+    return {**row, "library": f"{engine}, no lock"}
+
+
 def _keeping(vm: VirtualMachine, reports: list[bytes]) -> Callable[[], None]:
     """A program that asks for a report and keeps it."""
     response = bytearray(RESPONSE_SIZE)
@@ -162,5 +173,16 @@ def _keeping(vm: VirtualMachine, reports: list[bytes]) -> Callable[[], None]:
     return run
 
 
+def main(arguments: list[str]) -> None:
+    """Print figures as JSON; see the module's text."""
+    if not arguments:
+        json.dump(_measure_memory(), sys.stdout)
+        return
+    engine, seconds = arguments
+    if engine not in ENGINES:
+        raise SystemExit(f"engine: got {engine!r}, wanted one of {', '.join(ENGINES)}")
+    json.dump(threads_row(float(seconds), engine), sys.stdout)
+
+
 if __name__ == "__main__":
-    json.dump(_measure_memory(), sys.stdout)
+    main(sys.argv[1:])

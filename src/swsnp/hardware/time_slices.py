@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SLICE_S", "TimeSlices"]
 
-SLICE_S: Final = 0.005
+SLICE_S: Final = 0.02
 """Seconds that those inside go on although somebody waits."""
 # what the place that becomes free next is for
 _WHOEVER_COMES: Final = 0
