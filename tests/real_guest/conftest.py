@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from tests.real_guest.builds import build_client
 from tests.real_guest.disks import small_root, whole_debians
-from tests.real_guest.guests import GUESTS, KERNELS, SEED, Guest
+from tests.real_guest.guests import FOUR, GUESTS, KERNELS, SEED, Guest, four_processors
 from tests.real_guest.lanes import run_lanes
-from tests.real_guest.place import here_or_nested
+from tests.real_guest.place import Nested, here_or_nested
 from tests.real_guest.said import Said
 
 from swsnp.machine import Machine
@@ -76,8 +76,10 @@ def answers(
     lanes: list[Lane] = [
         {each.name: each.command() for each in GUESTS if each.kernel == kernel} for kernel in KERNELS
     ]
+    place = here_or_nested()
+    lanes[0][FOUR] = four_processors(twice=isinstance(place, Nested))
     lanes[-1]["tiny-guests"] = [sys.executable, *_TINY_GUESTS.split()]
-    return Answers(job, run_lanes(here_or_nested(), job, lanes, timeout_s=seconds_left()))
+    return Answers(job, run_lanes(place, job, lanes, timeout_s=seconds_left()))
 
 
 @pytest.fixture(scope="session")
