@@ -240,7 +240,14 @@ class Rmp:
             return RmpUpdateCode.FAIL_PERMISSION
         step = _PAGE if entry.asid else 0  # without an owner there is no guest address to count up
         for number in reversed(range(_PAGES)):  # the first one last: until then the 2 MiB entry answers
-            self[address + number * _PAGE] = replace(entry, page_size=0, gpa=entry.gpa + number * step)
+            self[address + number * _PAGE] = RmpEntry(
+                assigned=entry.assigned,
+                gpa=entry.gpa + number * step,
+                asid=entry.asid,
+                vmsa=entry.vmsa,
+                validated=entry.validated,
+                permissions=entry.permissions,
+            )
         return RmpUpdateCode.SUCCESS
 
     def unsmash(self, address: int) -> None:
