@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from swsnp.trace import FirmwareCommand, RunEnded, Trace, TraceEvent
+from swsnp.machine import Machine
+from swsnp.trace import (
+    FirmwareCommand,
+    GuestReplied,
+    MsrProtocol,
+    PageStateChange,
+    RunEnded,
+    Trace,
+    TraceEvent,
+    Vmgexit,
+)
 
 
 def test_nobody_listens() -> None:
@@ -25,6 +35,22 @@ def test_single_exits() -> None:
             trace.emit_exit(event)
         assert trace.emit_exit is None
     assert (few, many) == ([], [event])
+
+
+def test_what_a_boot_has_thousands_of() -> None:
+    """Conversions and requests in the MSR are single exits, too: who does not want those has none made."""
+    machine = Machine()
+    few: list[TraceEvent] = []
+    many: list[TraceEvent] = []
+    with machine.trace.listen(few.append, exits=False):
+        with machine.create_vm() as vm:
+            vm.boot()
+        with machine.trace.listen(many.append), machine.create_vm() as vm:
+            vm.boot()
+    exits = MsrProtocol, PageStateChange, GuestReplied
+    assert all(any(isinstance(each, kind) for each in many) for kind in exits)
+    assert not any(isinstance(each, exits) for each in few)
+    assert any(isinstance(each, Vmgexit) for each in few)
 
 
 def test_listeners_come_and_go() -> None:

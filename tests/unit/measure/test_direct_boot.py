@@ -48,6 +48,12 @@ def placed(start: int, size: int) -> KernelImage:
     return KernelImage(KERNEL.header, start, (Segment(start, b"\xf4", size),), ())
 
 
+def ordinary(kernel: KernelImage, initrd: bytes = b"", mib: int = 64) -> DirectBoot:
+    """Without SNP."""
+    memory = ((0, mib * MIB),)
+    return DirectBoot(kernel, initrd=initrd, cmdline="", memory=memory, vcpus=1, c_bit=None, cpuid=None)
+
+
 def part(one: DirectBoot, origin: str) -> bytes:
     (found,) = (each.data for each in one.parts if each.origin == origin)
     return found
@@ -122,9 +128,7 @@ def test_runs() -> None:
 
 def test_ordinary_guest_has_no_zeros() -> None:
     """Without SNP nothing is launched or validated: parts only, and nothing is reserved for special pages."""
-    one = DirectBoot(
-        KERNEL, initrd=b"x", cmdline="", memory=((0, 64 * MIB),), vcpus=1, c_bit=None, cpuid=None
-    )
+    one = ordinary(KERNEL, b"x")
     assert [each.origin for each in one.parts] == [
         *("boot parameters", "setup data and GDT", "ACPI", "command line", "page tables", "kernel"),
         "initial RAM disk",
@@ -297,6 +301,16 @@ def test_what_just_fits(arguments: dict[str, object]) -> None:
     """The other side of each refusal: the last byte of a room belongs to it."""
     parts = sorted(boot(**arguments).parts, key=lambda each: each.gpa)  # type: ignore[arg-type]  # as above
     assert all(before.end <= after.gpa for before, after in pairwise(parts))
+
+
+def test_room_for_an_ordinary_kernel() -> None:
+    """Without SNP a kernel may end where memory does, and an initial RAM disk begins behind it."""
+    assert ordinary(placed(MIB, 64 * MIB), mib=65).parts[-1].origin == "kernel"
+    with pytest.raises(UsageError, match="wanted at least 0x4100001, where the kernel ends"):
+        ordinary(placed(MIB, 64 * MIB + 1), mib=65)
+    assert ordinary(placed(MIB, 61 * MIB), b"x").parts[-1].gpa == 62 * MIB
+    with pytest.raises(UsageError, match="wanted 0x4200000 for kernel and initrd"):
+        ordinary(placed(MIB, 61 * MIB + 1), b"x")
 
 
 def test_acpi_fills_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,18 +6,23 @@ import ctypes
 import errno
 import mmap
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swsnp.abi.kvm import MemoryAttribute
 from swsnp.cpu.plain_kvm.host import LinuxKvm, address_of
 from swsnp.cpu.plain_kvm.ioctls import HostIoctl
+from swsnp.cpu.plain_kvm.memory import PlanesBase
 from swsnp.cpu.plain_kvm.vm import HostVm
-from swsnp.cpu.plain_kvm.whole_planes import _without
+from swsnp.cpu.plain_kvm.whole_planes import _different, _without
 from swsnp.errors import HostError
 from swsnp.hardware.memory import SystemMemory
+from swsnp.hypervisor.attributes import AttributeMap
 
 if TYPE_CHECKING:
     from tests.unit.plain_kvm.conftest import ScriptedKvm, ScriptedMemory
@@ -152,3 +157,27 @@ def test_difference_of_runs(one: set[int], two: set[int]) -> None:
     """What is aliased anew is exactly what changed."""
     left = {frame for start, end in _without(runs(one), runs(two)) for frame in range(start, end)}
     assert left == one - two
+
+
+@given(RUNS, RUNS)
+def test_what_both_begin_and_end_with(one: set[int], two: set[int]) -> None:
+    """Only the runs between the first and the last that differ are compared: the difference is the same."""
+    gone, new = _different(runs(one), runs(two))
+    assert {frame for start, end in _without(gone, new) for frame in range(start, end)} == one - two
+    assert {frame for start, end in _without(new, gone) for frame in range(start, end)} == two - one
+    assert not gone or not new or (gone[0] != new[0] and gone[-1] != new[-1])
+
+
+@given(RUNS, st.integers(0, 40), st.integers(1, 41))
+def test_runs_of_a_range(private: set[int], first: int, npages: int) -> None:
+    """A range is cut where its attributes change, and nowhere else."""
+    attributes = AttributeMap()
+    for frame in private:
+        attributes.set(frame, frame + 1, MemoryAttribute.PRIVATE)
+    planes = PlanesBase(LinuxKvm(), -1, SimpleNamespace(attributes=attributes), 47)
+    found = planes.runs(first * PAGE, npages * PAGE)
+    assert [start for start, _, _ in found[1:]] == [end for _, end, _ in found[:-1]]
+    assert (found[0][0], found[-1][1]) == (first * PAGE, (first + npages) * PAGE)
+    assert all(before[2] != after[2] for before, after in pairwise(found))
+    shown = {frame for start, end, flag in found if flag for frame in range(start // PAGE, end // PAGE)}
+    assert shown == private & set(range(first, first + npages))
