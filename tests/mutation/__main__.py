@@ -29,7 +29,7 @@ SOURCES: Final = [
         *("cli/verify", "cli/certs", "cli/common.py", "cli/inputs.py", "cli/id_block.py"),
         *("cli/measure.py", "cli/measure_explain.py", "cli/measure_kernel.py"),
         *("cli/qemu_options.py", "cli/qemu_values.py", "cli/qemu_chardevs.py", "cli/qemu_devices.py"),
-        *("cli/qemu_drives.py", "cli/qemu_ports.py", "cli/vm_devices.py"),
+        *("cli/qemu_drives.py", "cli/qemu_netdevs.py", "cli/qemu_ports.py", "cli/vm_devices.py"),
         *("cli/kds", "cli/vm.py", "cli/vm_firmware.py", "cli/vm_kernel.py", "cli/vm_program.py"),
         "cli/vm_terminal.py",
     )

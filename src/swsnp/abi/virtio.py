@@ -1,8 +1,8 @@
 """Numbers and layouts of virtio devices, as far as they are modelled.
 
 Source: OASIS, Virtual I/O Device (VIRTIO) 1.2: chapters 2.1 (device status), 2.7 (split virtqueues),
-4.2 (virtio over MMIO), 5.2 (block device), 5.3 (console device), 5.4 (entropy device), 6 (reserved feature
-bits).
+4.2 (virtio over MMIO), 5.1 (network device), 5.2 (block device), 5.3 (console device), 5.4 (entropy device),
+6 (reserved feature bits).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from swsnp.abi.record import Record, record, u8, u16, u32, u64
+from swsnp.abi.record import Record, blob, record, u8, u16, u32, u64
 
 __all__ = [
     "AVAIL_NO_INTERRUPT",
@@ -34,6 +34,9 @@ __all__ = [
     "MMIO_MAGIC",
     "MMIO_VERSION",
     "MmioRegister",
+    "NetConfig",
+    "NetFeature",
+    "NetHeader",
     "SECTOR",
     "VIRTIO_F_ACCESS_PLATFORM",
     "VIRTIO_F_VERSION_1",
@@ -103,6 +106,7 @@ class Interrupt(IntEnum):
 class DeviceId(IntEnum):
     """What a device is."""
 
+    NETWORK = 1
     BLOCK = 2
     CONSOLE = 3
     ENTROPY = 4
@@ -230,3 +234,34 @@ class ConsoleControl(Record):
 def console_queue(port: int) -> int:
     """A port's queue for the driver to read from; the next one is for it to write to."""
     return 2 * port + 2 if port else 0
+
+
+# The network device
+
+
+class NetFeature(IntEnum):
+    """Feature bits of network devices."""
+
+    MAC = 1 << 5
+    STATUS = 1 << 16
+
+
+@record(size=8, source="VIRTIO 1.2, struct virtio_net_config, up to status")
+class NetConfig(Record):
+    """The address, and status: bit 0 says that the link is up."""
+
+    mac: bytes = blob(0, 6)
+    status: int = u16(6)
+
+
+@record(size=12, source="VIRTIO 1.2, struct virtio_net_hdr")
+class NetHeader(Record):
+    """Before each frame; all zeros without offloads but `num_buffers`, 1 towards the driver."""
+
+    flags: int = u8(0)
+    gso_type: int = u8(1)
+    hdr_len: int = u16(2)
+    gso_size: int = u16(4)
+    csum_start: int = u16(6)
+    csum_offset: int = u16(8)
+    num_buffers: int = u16(10)

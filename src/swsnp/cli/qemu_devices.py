@@ -1,4 +1,6 @@
-"""QEMU's options for virtio devices and what is behind them: -device, -drive, -blockdev and -chardev.
+"""QEMU's options for virtio devices and what is behind them.
+
+These are -device and -nic; -drive, -blockdev, -chardev and -netdev for what a device names by its id.
 
 What is modelled is virtio over MMIO: `if=virtio` means a `virtio-blk-device`. Devices come in the order of
 the command line; what they name may come before or after them, but a port's bus comes before it.
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from swsnp.cli.qemu_chardevs import STDIO, Chardev, chardev_of
 from swsnp.cli.qemu_drives import Drive, block_node, drive_of, serial_value
+from swsnp.cli.qemu_netdevs import Netdev, NetDevice, default_mac, mac_value, netdev_of, nic_of
 from swsnp.cli.qemu_ports import PORTS, SERIAL_DEVICES, Bus, SerialDevice, bus_of
 from swsnp.cli.qemu_values import Parts, convert_all, kind_and_rest, text_value
 from swsnp.errors import UsageError
@@ -31,7 +34,7 @@ __all__ = [
     "uses_stdio",
 ]
 
-DEVICE_OPTIONS: Final = ("drive", "blockdev", "chardev", "device")
+DEVICE_OPTIONS: Final = ("drive", "blockdev", "chardev", "netdev", "nic", "device")
 """Options that may be given several times."""
 
 
@@ -48,14 +51,28 @@ class EntropyDevice:
     """A virtio-rng-device."""
 
 
-AnyDevice: TypeAlias = DiskDevice | EntropyDevice | SerialDevice
+AnyDevice: TypeAlias = DiskDevice | EntropyDevice | SerialDevice | NetDevice
 
 
 _DEVICES: Final[Mapping[str, Mapping[str, Converter]]] = {
     "virtio-blk-device": {"id": text_value, "drive": text_value, "serial": serial_value},
+    "virtio-net-device": {"id": text_value, "netdev": text_value, "mac": mac_value},
     "virtio-rng-device": {"id": text_value},
     **SERIAL_DEVICES,
 }
+
+
+class _Backends:
+    """What devices name, by its id."""
+
+    def __init__(self) -> None:
+        self.drives: Parts[Drive] = Parts("drive", "-device virtio-blk-device,drive")
+        self.chardevs: Parts[Chardev] = Parts("chardev", "-device virtserialport,chardev")
+        self.netdevs: Parts[Netdev] = Parts("netdev", "-device virtio-net-device,netdev")
+
+
+_Found: TypeAlias = "AnyDevice | Bus | tuple[str, dict[str, Any]]"
+"""A device, a bus that gets ports, or a driver with properties that name a backend."""
 
 
 def devices_of(given: Iterable[tuple[str, str]], *, snapshot: bool = False) -> tuple[AnyDevice, ...]:
@@ -69,27 +86,30 @@ def devices_of(given: Iterable[tuple[str, str]], *, snapshot: bool = False) -> t
         UsageError: an unknown property, a value that is not modelled, a backend that no device uses, that two
             use or that is not there: option, got, wanted.
     """
-    drives: Parts[Drive] = Parts("drive", "-device virtio-blk-device,drive")
-    chardevs: Parts[Chardev] = Parts("chardev", "-device virtserialport,chardev")
-    found: list[AnyDevice | Bus | tuple[str, dict[str, Any]]] = []
+    backends = _Backends()
+    found: list[_Found] = []
     for option, text in given:
         match option:
             case "device":
                 _add_device(text, found)
+            case "nic":
+                _add_nic(text, found)
+            case "netdev":
+                backends.netdevs.add("-netdev", *netdev_of(text))
             case "chardev":
                 chardev = chardev_of(text)
-                chardevs.add("-chardev", chardev.id, chardev)
+                backends.chardevs.add("-chardev", chardev.id, chardev)
             case "blockdev":
-                drives.add("-blockdev", *block_node(text))
+                backends.drives.add("-blockdev", *block_node(text))
             case _:
                 identity, drive, values = drive_of(text, snapshot=snapshot)
                 if values["if"] == "virtio":
                     found.append(DiskDevice(drive, values.get("serial", "")))
                 else:
-                    drives.add("-drive", identity, drive)
-    devices = tuple(_whole(each, drives, chardevs) for each in found)
-    drives.refuse_unused()
-    chardevs.refuse_unused()
+                    backends.drives.add("-drive", identity, drive)
+    devices = _numbered(_whole(each, backends) for each in found)
+    for each in (backends.drives, backends.chardevs, backends.netdevs):
+        each.refuse_unused()
     if sum(map(uses_stdio, devices)) > 1:
         raise UsageError("-chardev stdio: wanted one of them at most")
     return devices
@@ -101,19 +121,32 @@ def uses_stdio(device: AnyDevice) -> int:
     return sum(each.chardev.kind == STDIO for each in ports)
 
 
-def _whole(
-    found: AnyDevice | Bus | tuple[str, dict[str, Any]], drives: Parts[Drive], chardevs: Parts[Chardev]
-) -> AnyDevice:
+def _numbered(devices: Iterable[AnyDevice]) -> tuple[AnyDevice, ...]:
+    """Network devices without an address get one by their order."""
+    found: list[AnyDevice] = []
+    for each in devices:
+        if isinstance(each, NetDevice) and not each.mac:
+            before = sum(isinstance(other, NetDevice) for other in found)
+            found.append(NetDevice(each.netdev, default_mac(before)))
+        else:
+            found.append(each)
+    return tuple(found)
+
+
+def _whole(found: _Found, backends: _Backends) -> AnyDevice:
     """A device with what it names."""
-    if isinstance(found, tuple):
-        where, values = found
-        return DiskDevice(drives.take(where, values), values.get("serial", ""))
-    if isinstance(found, Bus):
-        return found.device(chardevs)
-    return found
+    match found:
+        case Bus():
+            return found.device(backends.chardevs)
+        case ("virtio-net-device" as driver, values):
+            return NetDevice(backends.netdevs.take(f"-device {driver}", values), values.get("mac", b""))
+        case (driver, values):
+            return DiskDevice(backends.drives.take(f"-device {driver}", values), values.get("serial", ""))
+        case _:
+            return found
 
 
-def _add_device(text: str, found: list[AnyDevice | Bus | tuple[str, dict[str, Any]]]) -> None:
+def _add_device(text: str, found: list[_Found]) -> None:
     """One -device; a port joins its bus, which is there already."""
     driver, properties = kind_and_rest(text, "driver", _DEVICES, "-device", word="driver")
     where = f"-device {driver}"
@@ -125,4 +158,11 @@ def _add_device(text: str, found: list[AnyDevice | Bus | tuple[str, dict[str, An
     elif driver in PORTS:
         bus_of(where, values, found).ports.append((driver, values))
     else:
-        found.append((where, values))
+        found.append((driver, values))
+
+
+def _add_nic(text: str, found: list[_Found]) -> None:
+    """One -nic: network and device at once; `none` is what there is without."""
+    if (nic := nic_of(text)) is not None:
+        netdev, mac = nic
+        found.append(NetDevice(netdev, mac or b""))

@@ -121,13 +121,14 @@ def path_value(text: str) -> Path:
     return Path(text_value(text))
 
 
-def comma_list(text: str, implied: str, where: str) -> dict[str, str]:
+def comma_list(text: str, implied: str, where: str, *, many: Collection[str] = ()) -> dict[str, str]:
     """Take a list `key=value,key=value` apart; `,,` in a value is one comma.
 
     Args:
         text: the list.
         implied: the key of a first item without `=`.
         where: what to call this list in an error.
+        many: keys that may come again; commas are between their values then.
 
     Raises:
         UsageError: an item without `=` after the first, an empty key, or a key given twice.
@@ -139,7 +140,9 @@ def comma_list(text: str, implied: str, where: str) -> dict[str, str]:
             key, value = implied, item
         elif not equals or not key:
             raise UsageError(f"{where}: got {item!r}, wanted key=value")
-        if key in found:
+        if key in found and key in many:
+            value = f"{found[key]},{value}"
+        elif key in found:
             raise UsageError(f"{where}: property {key!r} given twice")
         found[key] = value
     return found
@@ -163,7 +166,7 @@ def convert_all(found: Mapping[str, str], known: Mapping[str, Converter], where:
 
 
 def kind_and_rest(
-    text: str, key: str, known: Collection[str], where: str, *, word: str
+    text: str, key: str, known: Collection[str], where: str, *, word: str, many: Collection[str] = ()
 ) -> tuple[str, dict[str, str]]:
     """A list that begins with the kind of thing that its other properties are of.
 
@@ -173,13 +176,14 @@ def kind_and_rest(
         known: kinds.
         where: the option.
         word: what a kind is called.
+        many: as for `comma_list`.
 
     Raises:
         UsageError: JSON, a kind that is not known, or as `comma_list`.
     """
     if text.startswith("{"):
         raise UsageError(f"{where}: got JSON, wanted {word},key=value,...")
-    found = comma_list(text, key, where)
+    found = comma_list(text, key, where, many=many)
     kind = found.pop(key, "")
     if kind not in known:
         raise UsageError(f"{where}: unknown {word} {kind!r}; known are {', '.join(known)}")

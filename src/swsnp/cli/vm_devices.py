@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 from swsnp.cli.qemu_chardevs import STDIO
 from swsnp.cli.qemu_devices import DiskDevice
+from swsnp.cli.qemu_netdevs import NetDevice, StreamNet, UserNet
 from swsnp.cli.qemu_ports import SerialDevice
 from swsnp.measure.direct_boot import virtio_places
 from swsnp.vmm.devices.block import Block
 from swsnp.vmm.devices.console import Console, Port
 from swsnp.vmm.devices.entropy import Entropy
+from swsnp.vmm.devices.network import Network
 from swsnp.vmm.devices.power import attach_power
 from swsnp.vmm.devices.raw_file import RawFile
 from swsnp.vmm.devices.snapshot import Snapshot
@@ -42,7 +44,8 @@ class VmDevices:
         wanted: the devices, in order.
 
     Raises:
-        InputError: a file cannot be a disk, or is in use; the end of a port cannot be opened.
+        InputError: a file cannot be a disk, or is in use; the host's end of a port cannot be opened.
+        HostError: a user network lacks its program.
         UsageError: too many devices.
 
     Attributes:
@@ -63,6 +66,9 @@ class VmDevices:
         if isinstance(wanted, SerialDevice):
             console = self._console(wanted, files)
             return lambda: console
+        if isinstance(wanted, NetDevice):
+            network = _network(wanted, files)
+            return lambda: network
         if not isinstance(wanted, DiskDevice):
             return lambda: Entropy(os.urandom)
         drive = wanted.drive
@@ -97,7 +103,7 @@ class VmDevices:
         for place, make in zip(self.places, self._makers, strict=True):
             made = make()
             device = VirtioMmio(made, vm.ram, vm.interrupt_line(place.interrupt))
-            if isinstance(made, Console):
+            if isinstance(made, Console | Network):
                 made.connect(device.kick)
             bus.attach_memory(place.registers, device)
             self._attached.append(device)
@@ -116,6 +122,28 @@ class VmDevices:
         for device in self._attached:
             device.stop()
         self._attached.clear()
+
+
+def _network(wanted: NetDevice, files: ExitStack) -> Network:
+    """A network device with its peer, which it keeps over resets of the guest."""
+    from swsnp.vmm.devices import host_peers
+    from swsnp.vmm.devices.host_end import HostStream
+    from swsnp.vmm.devices.passt import Passt
+
+    match wanted.netdev:
+        case UserNet(forwards):
+            passt = files.enter_context(Passt(wanted.mac, forwards))
+            stream = HostStream(host_peers.socket_end(passt.socket))
+        case StreamNet(address, True):
+            listener = host_peers.Listener(address, wait=False)
+            _tell(f"a network listens at {listener.where}")
+            stream = HostStream(listener)
+        case StreamNet(address, _):
+            stream = HostStream(host_peers.connect_to(address))
+    files.callback(stream.close)
+    network = Network(wanted.mac, stream)
+    stream.attach(network)
+    return network
 
 
 def _host_end(wanted: Chardev) -> HostStream | Nobody:

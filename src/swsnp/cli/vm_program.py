@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from swsnp.cli.qemu_devices import DiskDevice, EntropyDevice
+from swsnp.cli.qemu_netdevs import NetDevice
 from swsnp.cli.qemu_ports import SerialDevice
 from swsnp.errors import InputError, UsageError
 from swsnp.vmm.initramfs import (
@@ -34,6 +35,7 @@ __all__ = ["program_of"]
 _DRIVERS: Final = {
     DiskDevice: "virtio_blk",
     EntropyDevice: "virtio_rng",
+    NetDevice: "virtio_net",
     SerialDevice: "virtio_console",
 }
 _CHECKSUMS: Final = ("crc32c_generic",)

@@ -87,7 +87,7 @@ def test_devices(words: str, found: tuple[AnyDevice, ...]) -> None:
         ),
         (
             "-device virtio-net-pci",
-            "unknown driver 'virtio-net-pci'; known are virtio-blk-device, virtio-rng",
+            "unknown driver 'virtio-net-pci'; known are virtio-blk-device, virtio-net-device, virtio-rng",
         ),
         ("-device virtio-rng-device,rng=r", "-device virtio-rng-device: unknown property 'rng'"),
         ('-device {"driver":"x"}', "-device: got JSON"),

@@ -58,6 +58,7 @@ def test_every_reader_has_a_harness() -> None:
         "kernel_module",
         "virtqueue",
         "console",
+        "network",
     }
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "connect_to",
     "file_end",
     "pipe_end",
+    "socket_end",
     "standard_output",
 ]
 
@@ -125,6 +126,11 @@ def connect_to(address: Address) -> Fixed:
         peer = _connected(address)
     except OSError as error:
         raise InputError(f"{_text(address)}: cannot be connected to: {error.strerror or error}") from None
+    return socket_end(peer)
+
+
+def socket_end(peer: socket.socket) -> Fixed:
+    """A socket that is connected; it becomes the end's."""
     peer.setblocking(False)
     connection = Connection(peer.fileno(), peer.fileno())
     return Fixed(connection, patient=False, close=peer.close, hang_up=lambda: _hang_up(peer))

@@ -1,0 +1,95 @@
+"""`python -m tests.real_guest.streams_host JOB KERNEL`: boot a guest with ports and a network; be its peer.
+
+Runs where guests run. Leaves in JOB what the guest wrote to its first port (`many`) and what it said back on
+its second (`capitals`); standard output and exit status are the guest's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Final
+
+from tests.real_guest.conftest import COMMAND_LINE, MEMORY, Guest
+from tests.real_guest.place import BUILD
+
+__all__ = ["LINE", "PAGE", "main"]
+
+PAGE: Final = bytes(range(256)) * 80
+LINE: Final = b"hello guest\n"
+_BUSYBOX: Final = BUILD / "busybox" / "bin" / "busybox"
+_DUMMY: Final = "lib/modules/*/kernel/drivers/net/dummy.ko"
+
+
+class _Page(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(PAGE)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def main(job: Path, kernel: str) -> int:
+    """The guest's exit status."""
+    _have_a_route()
+    os.environ["PATH"] += f":{BUILD / 'passt' / 'usr' / 'bin'}"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "port"
+        with subprocess.Popen(_command(job, kernel, path, server.server_port)) as guest:
+            talk = threading.Thread(target=_talk, args=(guest, path, job), daemon=True)
+            talk.start()
+            status = guest.wait()
+        talk.join(10)
+    return status
+
+
+def _command(job: Path, kernel: str, path: Path, port: int) -> list[str]:
+    line = [sys.executable, "-m", "swsnp", "vm", "--timeout", "300", "--stats", str(job / "streams.json")]
+    line += ["-kernel", str(Guest(kernel, "").image), "--modules", str(BUILD / kernel), "-m", MEMORY]
+    line += ["-append", COMMAND_LINE, "-nic", "user", "-device", "virtio-serial-device"]
+    line += ["-chardev", f"file,id=many,path={job}/many", "-device", "virtserialport,chardev=many,name=many"]
+    line += ["-chardev", f"socket,id=talk,path={path},server=on,wait=off"]
+    line += ["-device", "virtserialport,chardev=talk,name=talk"]
+    return [*line, "--exec", str(job / "streams"), "many", "talk", "10.0.2.2", str(port)]
+
+
+def _talk(guest: subprocess.Popen[bytes], path: Path, job: Path) -> None:
+    """One line to the guest, and what it says to that."""
+    while not path.exists() and guest.poll() is None:
+        time.sleep(0.1)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(path))
+        peer.sendall(LINE)
+        said = b""
+        while len(said) < len(LINE) and (piece := peer.recv(100)):
+            said += piece
+    (job / "capitals").write_bytes(said)
+
+
+def _have_a_route() -> None:
+    """Passt wants one, and an outer machine has no network: an interface that leads nowhere will do."""
+    if subprocess.run([_BUSYBOX, "ip", "route", "show", "default"], capture_output=True, check=True).stdout:
+        return
+    (module,) = (BUILD / "debian-12").glob(_DUMMY)
+    for command in (
+        f"insmod {module}",
+        "ip link set dummy0 up",
+        "ip addr add 192.0.2.1/24 dev dummy0",
+        "ip route add default via 192.0.2.2",
+    ):
+        subprocess.run([_BUSYBOX, *command.split()], check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
