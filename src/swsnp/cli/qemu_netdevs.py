@@ -74,7 +74,7 @@ def _forwards(text: str) -> tuple[Forward, ...]:
 def _forward(text: str) -> Forward:
     """[tcp|udp]:[hostaddr]:hostport-[guestaddr]:guestport."""
     wanted = "[tcp|udp]:[host address]:port-:port"
-    host, dash, guest = text.partition("-")
+    host, _, guest = text.partition("-")
     try:
         protocol, address, host_port = host.split(":")
         guest_address, guest_port = guest.split(":")
@@ -85,7 +85,7 @@ def _forward(text: str) -> Forward:
         )
     except ValueError:
         raise ValueError(wanted) from None
-    if not dash or guest_address or forward.protocol not in ("tcp", "udp"):
+    if guest_address or forward.protocol not in ("tcp", "udp"):
         raise ValueError(wanted)
     return forward
 

@@ -51,11 +51,13 @@ class VmDevices:
     Attributes:
         places: where they are for the guest.
         stdio: the port that has the standard output, and shall have the standard input; or None.
+        on_output: called when the guest has said something to that port.
     """
 
     def __init__(self, wanted: Sequence[AnyDevice]) -> None:
         self.places: Final = virtio_places(len(wanted))
         self.stdio: Port | None = None
+        self.on_output: Callable[[], None] = lambda: None
         self._consoles: list[Console] = []
         self._attached: list[VirtioMmio] = []
         with ExitStack() as files:
@@ -81,7 +83,7 @@ class VmDevices:
         """A console device with its ports' ends, which it keeps over resets of the guest."""
         ports = []
         for each in wanted.ports:
-            end = _host_end(each.chardev)
+            end = _host_end(each.chardev, lambda: self.on_output())
             files.callback(end.close)
             port = Port(each.number, end, name=each.name, is_console=each.is_console)
             end.attach(port)
@@ -146,8 +148,13 @@ def _network(wanted: NetDevice, files: ExitStack) -> Network:
     return network
 
 
-def _host_end(wanted: Chardev) -> HostStream | Nobody:
-    """Open the host's end of a port; where somebody has to be told how to reach it, stderr tells."""
+def _host_end(wanted: Chardev, on_output: Callable[[], None]) -> HostStream | Nobody:
+    """Open the host's end of a port; where somebody has to be told how to reach it, stderr tells.
+
+    Args:
+        wanted: who is there.
+        on_output: called when the guest has said something to the standard output.
+    """
     from swsnp.vmm.devices import host_peers
     from swsnp.vmm.devices.host_end import HostStream, Nobody
 
@@ -155,7 +162,7 @@ def _host_end(wanted: Chardev) -> HostStream | Nobody:
         case "null", _:
             return Nobody()
         case "stdio", _:
-            return HostStream(host_peers.standard_output())
+            return HostStream(host_peers.standard_output(), on_send=on_output)
         case "pty", _:
             terminal = host_peers.Pseudoterminal()
             _tell(f"chardev {wanted.id} is {terminal.name}")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swsnp.abi.ghcb import ExitCode, describe_termination
 from swsnp.cli import BAD_VERDICT, GOOD, common
-from swsnp.cli.qemu_devices import uses_stdio
 from swsnp.cli.vm_devices import VmDevices
 from swsnp.cli.vm_program import program_of
 from swsnp.cli.vm_terminal import Terminal
@@ -74,8 +73,6 @@ def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
         )
     symbols = symbols_of(ours.system_map)
     apart = program is not None and program.tells_status
-    if apart and any(map(uses_stdio, options.devices)):
-        raise UsageError("-chardev stdio: the standard output is that of the program of --exec")
     with VmDevices(options.devices) as devices:
         what = _Booted(kernel=kernel, initrd=initrd, options=options, devices=devices, console_apart=apart)
         return _boots(ours, what, symbols, _judged_host(options.snp.cbitpos))
@@ -198,8 +195,9 @@ class _Guest:
         self._note("launched")
         self._serial = Serial16550(self.vm.interrupt_line(COM1_LINE), self._show)
         bus.attach_ports(COM1, self._serial)
+        self._devices.on_output = partial(self._note, "output")
         self._output = Serial16550(self.vm.interrupt_line(COM2_LINE), self._put_out)
-        if what.console_apart:
+        if self._uses_com2:
             bus.attach_ports(COM2, self._output)
         self._flushing = threading.Event()
         try:
@@ -239,6 +237,11 @@ class _Guest:
         """When something happened for the first time."""
         self._times.setdefault(what, self._clock())
 
+    @property
+    def _uses_com2(self) -> bool:
+        """A program's output leaves by the second serial port, unless there is a port for it."""
+        return self._apart and self._devices.stdio is None
+
     def _seconds(self) -> dict[str, float]:
         """From the start to the other times."""
         start = self._times["started"]
@@ -264,7 +267,7 @@ class _Guest:
     def _terminal(self) -> AbstractContextManager[object]:
         """Standard input goes where standard output comes from; a program of --exec has none."""
         port = self._devices.stdio
-        if (self._apart and port is None) or sys.stdin is None or sys.stdin.closed:
+        if self._apart or sys.stdin is None or sys.stdin.closed:
             return nullcontext()
         try:
             fd = sys.stdin.fileno()
@@ -312,6 +315,7 @@ class _Guest:
             "seconds": self._seconds(),
             "entries": [each.entries for each in self.vm.processors.values()],
             "vcpus": [each.times.as_json() for each in self.vm.processors.values()],
+            "output_by": "virtio port" if self._devices.stdio else "serial port",
             "ghcb_events": self._vmgexits,
             "rewritten": len(self.vm.processors[0].sites),
         }

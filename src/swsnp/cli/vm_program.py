@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from swsnp.cli.qemu_chardevs import STDIO
 from swsnp.cli.qemu_devices import DiskDevice, EntropyDevice
 from swsnp.cli.qemu_netdevs import NetDevice
 from swsnp.cli.qemu_ports import SerialDevice
@@ -69,7 +70,21 @@ def program_of(ours: argparse.Namespace, options: QemuOptions, kernel: KernelIma
             )
     if root is not None:
         return prepare_root(root, modules)
-    return prepare_program(ours.exec, tree=ours.exec_dir, modules=modules)
+    return prepare_program(ours.exec, tree=ours.exec_dir, modules=modules, port=_output_port(options))
+
+
+def _output_port(options: QemuOptions) -> str:
+    """The guest's name of the port that has the standard output; "" when none has.
+
+    Linux numbers virtio devices in the order of the namespace.
+    """
+    for number, device in enumerate(options.devices):
+        for port in device.ports if isinstance(device, SerialDevice) else ():
+            if port.chardev.kind == STDIO and port.is_console:
+                raise UsageError("-chardev stdio: with --exec wanted a virtserialport, not a virtconsole")
+            if port.chardev.kind == STDIO:
+                return f"vport{number}p{port.number}"
+    return ""
 
 
 def _modules(ours: argparse.Namespace, options: QemuOptions, root: RootPlan | None) -> list[KernelModule]:

@@ -28,16 +28,19 @@ _BASE: Final = 0x400000
 _HEADERS: Final = 64 + 56
 _RAX, _RDX, _RSI, _RDI, _R8, _R10 = 0, 2, 6, 7, 8, 10
 _ARGUMENTS: Final = (_RDI, _RSI, _RDX, _R10, _R8)
-_WRITE, _OPEN, _CLOSE, _IOCTL, _DUP2, _PAUSE = 1, 2, 3, 16, 33, 34
+_WRITE, _OPEN, _CLOSE, _IOCTL, _DUP2, _PAUSE, _NANOSLEEP = 1, 2, 3, 16, 33, 34, 35
 _FORK, _EXECVE, _EXIT, _WAIT4, _SETSID = 57, 59, 60, 61, 112
 _CHDIR, _CHROOT = 80, 161
 _MOUNT, _REBOOT, _IOPERM, _FINIT_MODULE = 165, 169, 173, 313
 _MS_RDONLY, _MS_MOVE = 1, 8192
-_EEXIST: Final = 17
+_ENOENT, _EEXIST = 2, 17
 _O_RDWR_NOCTTY: Final = 0o402
 _TCSETS, _TCSBRK = 0x5402, 0x5409
 _RAW: Final = struct.pack("<IIIIB19s", 0, 0, 0o10002 | 0o60 | 0o200 | 0o4000, 0, 0, bytes([0] * 6 + [1]))
 """struct termios: bytes go through as they are; 115,200 baud, 8 bits, receiver on, no modem lines."""
+_PAUSE_TIME: Final = struct.pack("<QQ", 0, 10_000_000)
+"""struct timespec: 10 ms."""
+_TRIES: Final = 1000
 _POWER_OFF: Final = (0xFEE1DEAD, 672274793, 0x4321FEDC)
 _STDERR: Final = 2
 
@@ -61,9 +64,10 @@ class RootPlan:
 class InitPlan:
     """What the program does.
 
-    `modules` are paths in the guest, in order; `mounts` are type and directory; `output` is the terminal
-    that takes what the program writes, byte for byte. What it says on stderr goes to the console. With `root`
-    there is no such program: `argv`, `environment` and `output` mean nothing.
+    `modules` are paths in the guest, in order; `mounts` are type and directory; `output` takes what the
+    program writes, byte for byte: a terminal, or a virtio port (`output_is_port`). What it says on stderr
+    goes to the console. With `root` there is no such program, and `argv`, `environment` and `output` mean
+    nothing.
     """
 
     argv: tuple[str, ...] = ()
@@ -72,6 +76,7 @@ class InitPlan:
     mounts: tuple[tuple[str, str], ...] = ()
     late_mounts: tuple[tuple[str, str], ...] = ()
     output: str = "/dev/ttyS1"
+    output_is_port: bool = False
     root: RootPlan | None = None
 
 
@@ -88,7 +93,7 @@ def build_init(plan: InitPlan) -> bytes:
     if plan.root is not None:
         _become(code, plan.root, [where for _, where in plan.mounts])
         return code.linked()
-    _terminals(code, plan.output)
+    _terminals(code, plan.output, is_port=plan.output_is_port)
     _run(code, plan)
     return code.linked()
 
@@ -246,19 +251,36 @@ def _load_module(code: _Code, path: str) -> None:
     code.emit("0F 05")
 
 
-def _terminals(code: _Code, output: str) -> None:
+def _terminals(code: _Code, output: str, *, is_port: bool) -> None:
     """Input from nowhere, output as it is, errors to the console; nothing becomes of line feeds."""
     raw = code.data(_RAW)
     for path, descriptor in (("/dev/null", 0), (output, 1)):
-        code.call(_OPEN, code.text(path), _O_RDWR_NOCTTY)
+        _open(code, path, waits=is_port and descriptor == 1)
         code.must(f"open {path}")
         code.emit("48 89 C7")  # mov rdi, rax
         code.move(_RSI, descriptor)
         code.move(_RAX, _DUP2)
         code.emit("0F 05")
-    code.call(_IOCTL, 1, _TCSETS, raw)
-    code.must(f"set {output}, the second serial port")
+    if not is_port:
+        code.call(_IOCTL, 1, _TCSETS, raw)
+        code.must(f"set {output}, the second serial port")
     code.call(_IOCTL, _STDERR, _TCSETS, raw)
+
+
+def _open(code: _Code, path: str, *, waits: bool) -> None:
+    """Open a file; one that comes a moment after its module is waited for."""
+    if waits:
+        code.emit(f"41 BD {_TRIES.to_bytes(4, 'little').hex()}")  # mov r13d, tries
+        code.label("open again")
+    code.call(_OPEN, code.text(path), _O_RDWR_NOCTTY)
+    if waits:
+        code.emit(f"48 83 F8 {256 - _ENOENT:02X}")  # cmp rax, -ENOENT
+        code.jump("0F 85", "opened")
+        code.call(_NANOSLEEP, code.data(_PAUSE_TIME), 0)
+        code.emit(f"48 C7 C0 {256 - _ENOENT:02X} FF FF FF")  # mov rax, -ENOENT
+        code.emit("41 FF CD")  # dec r13d
+        code.jump("0F 85", "open again")
+        code.label("opened")
 
 
 def _run(code: _Code, plan: InitPlan) -> None:

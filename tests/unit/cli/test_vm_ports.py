@@ -194,7 +194,11 @@ def test_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
         guest.write(b"out\n")
         made.stdio.receive(b"typed")
         assert guest.read() == b"typed"
-    assert capfd.readouterr().out == "out\n"
+        heard: list[bool] = []
+        made.on_output = lambda: heard.append(True)
+        guest.write(b"more\n")
+        assert heard == [True]
+    assert capfd.readouterr().out == "out\nmore\n"
 
 
 def test_last_words(tmp_path: Path) -> None:
@@ -250,8 +254,8 @@ def test_input_goes_to_the_port(kernel: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_output_of_a_program(kernel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --exec the standard output is the program's alone."""
+    """A console would change what the program writes."""
     program = tmp_path / "p"
     program.write_bytes(b"\x7fELF\2\1\1".ljust(16, b"\0") + struct.pack("<HHIQQQIHHHHHH", 2, 62, *[0] * 11))
     assert vm("-kernel", kernel, *ON_STDIO, "--exec", str(program)) == 2
-    assert "-chardev stdio: the standard output is that of the program of --exec" in capsys.readouterr().err
+    assert "-chardev stdio: with --exec wanted a virtserialport, not a virtconsole" in capsys.readouterr().err

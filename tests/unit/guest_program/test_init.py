@@ -6,13 +6,14 @@ The kernel is an unpacked Debian package's, which tools/real-guest-files has lef
 from __future__ import annotations
 
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.unit.guest_program.emulated import command_of, package_of, qemu_status
 from tests.unit.guest_program.emulated import run as run_kernel
 
-from swsnp.vmm.guest_init import INIT_FAILED, NOT_EXECUTED, _Code, _failures, _say
+from swsnp.vmm.guest_init import INIT_FAILED, NOT_EXECUTED, _Code, _failures, _open, _say
 from swsnp.vmm.initramfs import prepare_program
 from swsnp.vmm.kernel_modules import find_modules
 
@@ -81,6 +82,45 @@ def test_digits(tmp_path: Path, number: int, digits: bytes) -> None:
     _say(code, b"errno ")
     code.call(EXIT, 0)
     assert run(code, tmp_path).stderr == b"errno " + digits + b"\n"
+
+
+def test_file_that_comes_late(tmp_path: Path) -> None:
+    """A port's device is there a moment after its module: it is opened when it comes."""
+    late = tmp_path / "late"
+    code = _Code()
+    _open(code, str(late), waits=True)
+    code.must("open it")
+    code.emit("48 89 C7")  # mov rdi, rax
+    code.call(WRITE, 1, code.data(b"opened"), 6)
+    code.label("end")
+    code.call(EXIT, 7)
+    _failures(code)
+    (tmp_path / "program").write_bytes(code.linked())
+    (tmp_path / "program").chmod(0o755)
+    with subprocess.Popen([tmp_path / "program"], stdout=subprocess.PIPE) as process:
+        time.sleep(0.1)
+        assert process.poll() is None
+        late.touch()
+        assert process.communicate(timeout=30)[0] == b"opened"
+        assert process.returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "waits", "number"), [("none", True, 2), ("none", False, 2), ("file/none", True, 20)]
+)
+def test_file_that_never_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, waits: bool, number: int
+) -> None:
+    """It is not waited for for ever, and what is wrong otherwise not at all."""
+    monkeypatch.setattr("swsnp.vmm.guest_init._TRIES", 3 if number == 2 else 1 << 30)
+    (tmp_path / "file").touch()
+    code = _Code()
+    _open(code, str(tmp_path / name), waits=waits)
+    code.must("open it")
+    code.label("end")
+    code.call(EXIT, 1)
+    _failures(code)
+    assert run(code, tmp_path).stderr.startswith(b"swsnp init: open it: errno %03d\n" % number)
 
 
 # A real kernel

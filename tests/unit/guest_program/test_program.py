@@ -62,6 +62,47 @@ def test_same_bytes(client: Path) -> None:
     assert prepare_program([str(client)]) == prepare_program([str(client)])
 
 
+def test_output_by_a_port(client: Path) -> None:
+    """The port that has the standard output takes the program's; the serial port does otherwise."""
+    ports = "-device virtio-rng-device -device virtio-serial-device -device virtserialport,chardev=n "
+    ports += "-device virtserialport,chardev=c -chardev null,id=n -chardev"
+    kernel, given = parse_kernel(tiny_kernel(), "k"), options(exec=[str(client)])
+    for chardev, there, missing in (
+        ("stdio,id=c", b"/dev/vport1p2\0", b"/dev/ttyS1"),
+        ("null,id=c", b"/dev/ttyS1\0", b"/dev/vport"),
+    ):
+        made = program_of(given, parse_qemu_options(["-kernel", "k", *ports.split(), chardev]), kernel)
+        assert made is not None
+        init = unpack(made.initramfs)[".swsnp/init"].data
+        assert there in init
+        assert missing not in init
+
+
+def test_output_by_a_console(client: Path) -> None:
+    """A console is a terminal, which changes bytes."""
+    line = "-device virtio-serial-device -device virtconsole,chardev=c -chardev stdio,id=c"
+    qemu, kernel = parse_qemu_options(["-kernel", "k", *line.split()]), parse_kernel(tiny_kernel(), "k")
+    with pytest.raises(UsageError, match="with --exec wanted a virtserialport, not a virtconsole"):
+        program_of(options(exec=[str(client)]), qemu, kernel)
+
+
+def test_drivers_of_devices(client: Path, package: Callable[..., Path]) -> None:
+    """--modules loads what the devices need, each once, in their order."""
+    names = ("virtio_mmio", "virtio_blk", "virtio_rng", "virtio_net", "virtio_console")
+    qemu = parse_qemu_options(
+        [
+            *("-kernel", "k", "-machine", "q35", "-nic", "user", "-device", "virtio-serial-device"),
+            *("-device", "virtio-rng-device", "-drive", "file=d,if=virtio", "-nic", "user"),
+        ]
+    )
+    given = options(exec=[str(client)], modules=package(dict.fromkeys(names, "")))
+    made = program_of(given, qemu, parse_kernel(tiny_kernel(), "k"))
+    assert made is not None
+    files = unpack(made.initramfs)
+    loaded = [path.split("-")[1][:-3] for path in files if path.endswith(".ko")]
+    assert loaded == ["virtio_mmio", "virtio_net", "virtio_console", "virtio_rng", "virtio_blk"]
+
+
 def test_modules(client: Path, package: Callable[..., Path]) -> None:
     """Modules lie in the archive in their order; configfs is mounted where its module is loaded."""
     modules = find_modules(package({"tsm": "configfs", "configfs": ""}), ("tsm",))

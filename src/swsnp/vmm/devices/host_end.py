@@ -10,7 +10,10 @@ import logging
 import os
 import select
 import threading
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Connection", "HostStream", "Nobody", "PortFace", "Source"]
 
@@ -98,10 +101,11 @@ class HostStream:
 
     Args:
         source: where its peers come from; becomes this object's.
+        on_send: called with every `send` that is taken.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, *, on_send: Callable[[], None] = lambda: None) -> None:
+        self._source, self._on_send = source, on_send
         self._peer: Connection | None = None
         self._changed = threading.Condition()
         self._writing = threading.Lock()
@@ -134,6 +138,7 @@ class HostStream:
                 return False
             self._waiting += data
             self._changed.notify_all()
+        self._on_send()
         return True
 
     def close(self) -> None:
