@@ -61,6 +61,7 @@ def _command(job: Path, kernel: str, path: Path, port: int) -> list[str]:
     line += ["-chardev", f"file,id=many,path={job}/many", "-device", "virtserialport,chardev=many,name=many"]
     line += ["-chardev", f"socket,id=talk,path={path},server=on,wait=off"]
     line += ["-device", "virtserialport,chardev=talk,name=talk"]
+    line += ["-chardev", "stdio,id=out", "-device", "virtserialport,chardev=out,name=out"]
     return [*line, "--exec", str(job / "streams"), "many", "talk", "10.0.2.2", str(port)]
 
 
