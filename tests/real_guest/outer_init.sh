@@ -29,11 +29,13 @@ $b mkdir /new/run/job
 $b mount -t 9p -o "cache=mmap,$share" job /new/run/job
 $b ifconfig lo up 2>/dev/null
 
-cd /
+# the root of the namespace and not of a chroot, in which nobody may make a user namespace, as passt does
+cd /new
+$b mount --move . /
 # $mine, a folder of the job, comes by the kernel's command line; what is there tells that the machine lives
 while $b sleep 5; do
-    $b cat /new/proc/uptime > "/new/run/job/$mine/alive"
+    $b cat proc/uptime > "run/job/$mine/alive"
 done &
-$b chroot /new /bin/sh -c "sh /run/job/$mine/job.sh; echo \$? > /run/job/$mine/status" < /new/dev/null > /new/dev/ttyS0 2>&1
+$b chroot . /bin/sh -c "sh /run/job/$mine/job.sh; echo \$? > /run/job/$mine/status" < dev/null > dev/ttyS0 2>&1
 $b sync
 $b poweroff -f

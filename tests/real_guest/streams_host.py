@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
-from tests.real_guest.conftest import COMMAND_LINE, MEMORY, Guest
+from tests.real_guest.guests import COMMAND_LINE, MEMORY, Guest
 from tests.real_guest.place import BUILD
 
 __all__ = ["LINE", "PAGE", "main"]
