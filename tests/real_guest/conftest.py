@@ -16,6 +16,7 @@ from tests.real_guest.guests import FOUR, GUESTS, KERNELS, SEED, Guest, four_pro
 from tests.real_guest.lanes import run_lanes
 from tests.real_guest.place import Nested, here_or_nested
 from tests.real_guest.said import Said
+from tests.real_guest.streams import streams
 
 from swsnp.machine import Machine
 
@@ -78,6 +79,7 @@ def answers(
     ]
     place = here_or_nested()
     lanes[0][FOUR] = four_processors(twice=isinstance(place, Nested))
+    lanes[-1] |= streams(job, cannot_run)
     lanes[-1]["tiny-guests"] = [sys.executable, *_TINY_GUESTS.split()]
     return Answers(job, run_lanes(place, job, lanes, timeout_s=seconds_left()))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from swsnp.cli.qemu_values import boolean, convert_all, kind_and_rest, number, one_of, path_value, text_value
@@ -73,6 +72,8 @@ def _forwards(text: str) -> tuple[Forward, ...]:
 
 def _forward(text: str) -> Forward:
     """[tcp|udp]:[hostaddr]:hostport-[guestaddr]:guestport."""
+    from ipaddress import IPv4Address
+
     wanted = "[tcp|udp]:[host address]:port-:port"
     host, _, guest = text.partition("-")
     try:
