@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swsnp.cli.inputs import LARGEST
+from swsnp.cli.verify import batch_rows
 from swsnp.cli.verify.batch_results import SCHEMA, ResultFile
 from swsnp.cli.verify.batch_rows import (
     DirectorySource,
@@ -37,6 +38,8 @@ from swsnp.errors import HostError, InputError, SwsnpError, UsageError
 from swsnp.verify import Policy, Roots
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.unit.cli_verify.conftest import Files
 
 
@@ -379,10 +382,17 @@ def judge_of(files: Files) -> Judge:
     )
 
 
+class Given(list[tuple[int | str, Row]]):
+    """Rows as a test has them."""
+
+    def rows(self) -> Iterator[tuple[int | str, Row]]:
+        return iter(self)
+
+
 @pytest.mark.parametrize("name", [7, "a/b.bin", 'a "quoted" name\\', "\n", "\udcff"])
 def test_row_names(files: Files, content: dict[str, bytes], name: int | str) -> None:
     """RFC 8259: whatever a file is called, its line is JSON and gives the name back."""
-    (line,), _ = judge_of(files).start()([(name, Row(content["report.bin"]))])
+    (line,), _ = judge_of(files).start()(Given([(name, Row(content["report.bin"]))]))
     assert json.loads(line)["row"] == name
     assert line.count("\n") == 0
 
@@ -407,7 +417,7 @@ def test_unreadable_rows(files: Files, content: dict[str, bytes], row: Row, erro
     real = content["report.bin"]
     report, vcek = (real if each == b"R" else each for each in (row.report, row.vcek))
     row = row._replace(report=report, vcek=vcek)
-    (line,), verdicts = judge.start()([(7, row)])
+    (line,), verdicts = judge.start()(Given([(7, row)]))
     assert verdicts == ["unreadable"]
     assert json.loads(line)["row"] == 7
     assert error in json.loads(line)["error"]
@@ -429,8 +439,8 @@ def test_directory_rows(names: list[str]) -> None:
         except InputError:
             assert wanted == []
             return
-        assert [row for chunk in source.chunks(2, ()) for row, _ in chunk] == wanted
-        assert [row for chunk in source.chunks(2, {"a"}) for row, _ in chunk] == [
+        assert [row for chunk in source.chunks(2, ()) for row, _ in chunk.rows()] == wanted
+        assert [row for chunk in source.chunks(2, {"a"}) for row, _ in chunk.rows()] == [
             name for name in wanted if name != "a"
         ]
         assert len(source) == len(wanted)
@@ -457,8 +467,7 @@ def test_what_stands_beside_a_report(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "f.vcek").mkdir()
-    items = {row: given for chunk in DirectorySource(tmp_path).chunks(9, ()) for row, given in chunk}
-    rows = {row: read_row(given) for row, given in items.items() if isinstance(given, Place)}
+    rows = {row: given for chunk in DirectorySource(tmp_path).chunks(9, ()) for row, given in chunk.rows()}
     assert rows == {
         "a.bin": Row(b"a.bin", certs=b"a.certs", measurement=b"a.measurement"),
         "b": Row(b"b", vcek=b"b.vcek"),
@@ -510,13 +519,46 @@ def test_a_worker_that_has_not_begun() -> None:
     from swsnp.cli.verify import batch_work
 
     with pytest.raises(RuntimeError, match="has not begun"):
-        batch_work._chunk_in_process([])
+        batch_work._chunk_in_process(Given())
 
 
 def test_parquet_identity(files: Files, content: dict[str, bytes]) -> None:
     """A file with other rows is another source."""
     first = ParquetSource(Path(parquet(files, content))).identity()
     assert ParquetSource(Path(parquet(files, content, rows=41))).identity() != first
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    group=st.sampled_from([1, 3, 20, 100]),
+    size=st.sampled_from([1, 7, 16, 40, 100]),
+    done=st.sets(st.integers(0, 40)),
+    hexadecimal=st.booleans(),
+)
+def test_parquet_rows(rows: int, group: int, size: int, done: set[int | str], hexadecimal: bool) -> None:
+    """Every row that is left, once and in order with its own values, in full chunks, whatever the groups."""
+    import tempfile
+
+    reports = [number.to_bytes(2, "big") for number in range(rows)]
+    data = [None if number % 3 == 0 else f"{number:04x}" for number in range(rows)]
+    columns = {
+        "report": pa.array([each.hex() for each in reports] if hexadecimal else reports),
+        "other": pa.array(range(rows)),
+        "report_data": pa.array(data, pa.string()),
+    }
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_rows, "_ROWS_AT_ONCE", 16)
+        path = Path(folder) / "r.parquet"
+        pq.write_table(pa.table(columns), path, row_group_size=group)
+        chunks = [list(each.rows()) for each in ParquetSource(path).chunks(size, done)]
+    left = [number for number in range(rows) if number not in done]
+    assert [row for chunk in chunks for row, _ in chunk] == left
+    assert [len(each) for each in chunks] == [min(size, len(left) - at) for at in range(0, len(left), size)]
+    for number, row in (each for chunk in chunks for each in chunk):
+        assert isinstance(number, int)
+        report = columns["report"][number].as_py()
+        assert row == Row(report, report_data=data[number])
 
 
 def test_dead_worker() -> None:
@@ -527,7 +569,7 @@ def test_dead_worker() -> None:
         raise BrokenProcessPool("killed")
 
     with pytest.raises(HostError, match="run again to go on"):
-        list(batch_work.judged(_failing(die), [[]], 1))
+        list(batch_work.judged(_failing(die), [Given()], 1))
 
 
 def _failing(action: Any) -> Any:
@@ -544,6 +586,7 @@ def _failing(action: Any) -> Any:
     return submit
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_any_bytes_as_a_result_file(data: bytes) -> None:
     """Whatever stands in the file: it is gone on with, or refused by name and left as it is."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import compress, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
@@ -18,18 +18,19 @@ from swsnp.cli.inputs import LARGEST
 from swsnp.errors import HostError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
 __all__ = [
     "COLUMNS",
+    "Chunk",
+    "Columns",
     "DirectorySource",
-    "Place",
-    "Item",
     "ParquetSource",
+    "Place",
+    "Places",
     "Row",
     "RowId",
     "Source",
-    "Values",
     "open_source",
     "read_row",
 ]
@@ -43,6 +44,8 @@ _ROW_COLUMNS: Final = ("report", *COLUMNS)
 _PARQUET_MAGIC: Final = b"PAR1"
 _FOOTER: Final = 1 << 16
 _PIECE: Final = 1 << 14
+_ROWS_AT_ONCE: Final = 1024
+"""Of a Parquet file, at least."""
 
 
 class Row(NamedTuple):
@@ -63,10 +66,39 @@ class Place(NamedTuple):
     beside: tuple[str, ...]
 
 
-Values: TypeAlias = tuple[bytes | str | None, ...]
-"""What a `Row` is made of: plain tuples cross to another process in a third of the time."""
-Item: TypeAlias = tuple[RowId, Values | Place]
-"""A row, or where a worker finds it."""
+class Chunk(Protocol):
+    """Some rows, in the form in which they are handed to a worker."""
+
+    def rows(self) -> Iterator[tuple[RowId, Row]]:
+        """Every row with its id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Names and places of files, which the worker reads."""
+
+    items: Sequence[tuple[str, Place]]
+
+    def rows(self) -> Iterator[tuple[RowId, Row]]:
+        """See `Chunk`."""
+        return ((name, read_row(place)) for name, place in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Values as they lie in a Parquet file, column by column: so they cross to a process in half the time.
+
+    `values` are in the order of a `Row`, one of each for every id; None is a column that is not there.
+    """
+
+    ids: Sequence[int]
+    values: tuple[Sequence[bytes | str | None] | None, ...]
+
+    def rows(self) -> Iterator[tuple[RowId, Row]]:
+        """See `Chunk`."""
+        columns = [repeat(None) if each is None else each for each in self.values]
+        return zip(self.ids, map(Row, *columns), strict=True)
 
 
 class Source(Protocol):
@@ -78,7 +110,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def chunks(self, size: int, done: Collection[RowId]) -> Iterator[list[Item]]:
+    def chunks(self, size: int, done: Collection[RowId]) -> Iterator[Chunk]:
         """The rows that are not `done`, in order, at most `size` at a time."""
         ...
 
@@ -107,11 +139,6 @@ def open_source(name: str, *, but: str | None = None) -> Source:
     return ParquetSource(path)
 
 
-def _in_chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    while chunk := list(islice(items, size)):
-        yield chunk
-
-
 class DirectorySource:
     """Every file below a directory, but hidden ones and those that stand beside a report.
 
@@ -133,13 +160,12 @@ class DirectorySource:
     def __len__(self) -> int:
         return len(self._files)
 
-    def chunks(self, size: int, done: Collection[RowId]) -> Iterator[list[Item]]:
+    def chunks(self, size: int, done: Collection[RowId]) -> Iterator[Chunk]:
         """See `Source`; workers read the files."""
         folder = self._folder
-        yield from _in_chunks(
-            ((name, Place(f"{folder}/{name}", beside)) for name, beside in self._files if name not in done),
-            size,
-        )
+        left = ((name, Place(f"{folder}/{name}", beside)) for name, beside in self._files if name not in done)
+        while items := list(islice(left, size)):
+            yield Places(items)
 
 
 def _below(folder: str, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -252,22 +278,38 @@ class ParquetSource:
     def __len__(self) -> int:
         return self._rows
 
-    def chunks(self, size: int, done: Collection[RowId]) -> Iterator[list[Item]]:
+    def chunks(self, size: int, done: Collection[RowId]) -> Iterator[Chunk]:
         """See `Source`."""
-        items = self._items(size)
-        yield from _in_chunks((each for each in items if each[0] not in done) if done else items, size)
+        kept: list[list[Any]] = [[] for _ in (None, *self._columns)]
+        for columns in self._batches(max(size, _ROWS_AT_ONCE)):
+            if done:
+                left = [row not in done for row in columns[0]]
+                columns = [list(compress(each, left)) for each in columns]
+            kept = [[*before, *more] for before, more in zip(kept, columns, strict=True)]
+            for _ in range(len(kept[0]) // size):
+                yield self._chunk([each[:size] for each in kept])
+                kept = [each[size:] for each in kept]
+        if kept[0]:
+            yield self._chunk(kept)
 
-    def _items(self, size: int) -> Iterator[Item]:
+    def _chunk(self, columns: list[list[Any]]) -> Columns:
+        """Of row numbers and those columns that the file has."""
+        numbers, *values = columns
+        found = dict(zip(self._columns, values, strict=True))
+        return Columns(numbers, tuple(map(found.get, _ROW_COLUMNS)))
+
+    def _batches(self, size: int) -> Iterator[list[list[Any]]]:
+        """Row numbers and the file's columns, piece by piece."""
         number = 0
         with self._opened() as file:
             try:
-                for batch in file.iter_batches(batch_size=max(size, 1024), columns=self._columns):
-                    columns = [
-                        _listed(batch.column(name)) if name in self._columns else repeat(None)
-                        for name in _ROW_COLUMNS
+                for batch in file.iter_batches(batch_size=size, columns=self._columns):
+                    after = number + batch.num_rows
+                    yield [
+                        list(range(number, after)),
+                        *(_listed(batch.column(name)) for name in self._columns),
                     ]
-                    yield from enumerate(zip(*columns, strict=False), number)  # ends with `report`
-                    number += batch.num_rows
+                    number = after
             except (self._pyarrow.error, OSError) as error:
                 raise InputError(f"{self._path}: row {number} or after: cannot be read: {error}") from None
 

@@ -23,19 +23,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from swsnp.certs.classify import classify
 from swsnp.certs.kds_errors import KdsError
 from swsnp.cli.inputs import report_in
-from swsnp.cli.verify.batch_rows import Place, Row, read_row
 from swsnp.cli.verify.verdict import word
 from swsnp.errors import HostError, InputError, SwsnpError
 from swsnp.verify import Outcome, Verifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Executor, Future
     from datetime import datetime
 
     from swsnp.abi.snp_report import Product
     from swsnp.cli.verify.batch_fetch import Fetcher
-    from swsnp.cli.verify.batch_rows import Item, RowId
+    from swsnp.cli.verify.batch_rows import Chunk, Row, RowId
     from swsnp.cli.verify.evidence import Evidence, Service
     from swsnp.crypto.ecdsa import Engine
     from swsnp.verify import Verification
@@ -67,7 +66,7 @@ class Judge:
     measurement: bytes | None
     service: Service | None = None
 
-    def start(self) -> Callable[[Sequence[Item]], Judged]:
+    def start(self) -> Callable[[Chunk], Judged]:
         """A verifier of its own, warm from chunk to chunk; what it returns judges a chunk.
 
         Raises:
@@ -89,11 +88,9 @@ class Judge:
 
         return Fetcher(self.service, self.product)
 
-    def _chunk(self, verifier: Verifier, fetcher: Fetcher | None, items: Sequence[Item]) -> Judged:
+    def _chunk(self, verifier: Verifier, fetcher: Fetcher | None, chunk: Chunk) -> Judged:
         lines, verdicts = [], []
-        for row_id, given in items:
-            # values are five, in the order of a row
-            row = read_row(given) if isinstance(given, Place) else Row(*given)  # type: ignore[arg-type]
+        for row_id, row in chunk.rows():
             line, verdict = self._line(verifier, fetcher, row_id, row)
             lines.append(line)
             verdicts.append(verdict)
@@ -180,9 +177,9 @@ def _bytes(name: str, given: bytes | str) -> bytes:
 
 def _expected(name: str, given: bytes | str | None, size: int) -> bytes | None:
     """An expected value: `size` bytes, or their hexadecimal digits."""
-    if given is None:
-        return None
-    if isinstance(given, bytes) and len(given) != size:
+    if given is None or (isinstance(given, bytes) and len(given) == size):
+        return given
+    if isinstance(given, bytes):
         given = given.decode("ascii", "replace").strip()
     value = _bytes(name, given)
     if len(value) != size:
@@ -199,7 +196,7 @@ def _certificates(data: bytes, name: str) -> tuple[tuple[bytes, ...], bytes | No
     return found.certificates, found.table, found.crls
 
 
-_chunk_here: Callable[[Sequence[Item]], Judged] | None = None
+_chunk_here: Callable[[Chunk], Judged] | None = None
 """What judges chunks in this worker process."""
 
 
@@ -222,29 +219,29 @@ def _end_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _chunk_in_process(items: Sequence[Item]) -> Judged:
+def _chunk_in_process(chunk: Chunk) -> Judged:
     if _chunk_here is None:
         raise RuntimeError("the worker has not begun")
-    return _chunk_here(items)
+    return _chunk_here(chunk)
 
 
 @contextmanager
-def workers(judge: Judge, count: int) -> Iterator[Callable[[Sequence[Item]], Future[Judged]]]:
+def workers(judge: Judge, count: int) -> Iterator[Callable[[Chunk], Future[Judged]]]:
     """So many workers; yields what hands a chunk to the next free one.
 
     Raises:
         HostError: the library of the engine is not installed.
     """
-    chunk = judge.start()  # here too, so that what is missing is said before any worker starts
+    work = judge.start()  # here too, so that what is missing is said before any worker starts
     pool: Executor
     if judge.engine == "awscrt":
         context = get_context("spawn")
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(judge,))
-        chunk = _chunk_in_process
+        work = _chunk_in_process
     else:
         pool = ThreadPoolExecutor(count)
     try:
-        yield lambda items: pool.submit(chunk, items)
+        yield lambda chunk: pool.submit(work, chunk)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -255,7 +252,7 @@ def chunk_size(rows: int, count: int) -> int:
 
 
 def judged(
-    submit: Callable[[Sequence[Item]], Future[Judged]], chunks: Iterable[Sequence[Item]], count: int
+    submit: Callable[[Chunk], Future[Judged]], chunks: Iterable[Chunk], count: int
 ) -> Iterator[Judged]:
     """The results of the chunks in their order, while later ones are being worked on.
 
