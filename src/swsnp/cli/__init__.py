@@ -21,6 +21,9 @@ USAGE: Final = 2
 UNREADABLE: Final = 3
 NOT_HERE: Final = 4
 
+_OBJECTS: Final = 20_000
+"""New containers between two looks for cycles: a verb's modules are that many, and all of them stay."""
+
 VERBS: Final = {
     "demo": "one attestation end to end, every hop shown and the report checked",
     "vm": "run a VM with QEMU's options and let its guest attest",
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Without `argv` this is the program, which ends afterwards."""
     if argv is not None:
         return _main(list(argv))
+    gc.set_threshold(_OBJECTS)
     code = _main(sys.argv[1:])
     gc.freeze()  # what is left dies with the process: looking for cycles in it takes a tenth of a command
     return code

@@ -19,6 +19,10 @@ _EXIT_CODES: Final = (
 )
 
 
+# argparse looks for a translation of its words, and gettext loads `locale` to find that there is none
+vars(argparse)["_"] = str
+
+
 def parser(verb: str, *, description: str | None = None, epilog: str = "") -> argparse.ArgumentParser:
     """The argument parser of one verb; `description` for a verb below another."""
     return argparse.ArgumentParser(
