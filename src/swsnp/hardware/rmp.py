@@ -5,6 +5,7 @@ Source: AMD 24593 and 24594 (APM volumes 2 and 3); AMD 56860, page states.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from typing import Final
@@ -115,6 +116,8 @@ class Rmp:
         self._inside: dict[int, int] = {}
         """How many entries there are, by 2 MiB frame number."""
         self._owned: dict[int, int] = {}
+        self._lock = threading.RLock()
+        """Held while entries are written and counted; they are read without."""
 
     def __getitem__(self, address: int) -> RmpEntry:
         """The entry of the page at a system physical address; inside a 2 MiB page the one of its start."""
@@ -125,6 +128,10 @@ class Rmp:
 
     def __setitem__(self, address: int, entry: RmpEntry) -> None:
         """Write an entry: the firmware's privilege, and the model's of RMPUPDATE."""
+        with self._lock:
+            self._write(address, entry)
+
+    def _write(self, address: int, entry: RmpEntry) -> None:
         number = address >> 12
         old = self._entries.get(number, _DEFAULT)
         if old.asid != entry.asid:
@@ -233,22 +240,23 @@ class Rmp:
 
         UNVERIFIED: which code which fault has.
         """
-        entry = self._large.get(address >> 21)
-        if address & _LARGE_MASK or entry is None:
-            return RmpUpdateCode.FAIL_INPUT
-        if entry.immutable:
-            return RmpUpdateCode.FAIL_PERMISSION
-        step = _PAGE if entry.asid else 0  # without an owner there is no guest address to count up
-        for number in reversed(range(_PAGES)):  # the first one last: until then the 2 MiB entry answers
-            self[address + number * _PAGE] = RmpEntry(
-                assigned=entry.assigned,
-                gpa=entry.gpa + number * step,
-                asid=entry.asid,
-                vmsa=entry.vmsa,
-                validated=entry.validated,
-                permissions=entry.permissions,
-            )
-        return RmpUpdateCode.SUCCESS
+        with self._lock:  # who comes second finds no 2 MiB entry, and all that the first one wrote
+            entry = self._large.get(address >> 21)
+            if address & _LARGE_MASK or entry is None:
+                return RmpUpdateCode.FAIL_INPUT
+            if entry.immutable:
+                return RmpUpdateCode.FAIL_PERMISSION
+            step = _PAGE if entry.asid else 0  # without an owner there is no guest address to count up
+            for number in reversed(range(_PAGES)):  # the first one last: until then the 2 MiB entry answers
+                self[address + number * _PAGE] = RmpEntry(
+                    assigned=entry.assigned,
+                    gpa=entry.gpa + number * step,
+                    asid=entry.asid,
+                    vmsa=entry.vmsa,
+                    validated=entry.validated,
+                    permissions=entry.permissions,
+                )
+            return RmpUpdateCode.SUCCESS
 
     def unsmash(self, address: int) -> None:
         """512 entries of 4 KiB that the firmware found to be one page become one: SNP_PAGE_UNSMASH."""

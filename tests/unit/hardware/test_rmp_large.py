@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,29 @@ def test_one_entry_answers_for_all_pages(rmp: Rmp) -> None:
     assert rmp[AT - PAGE] == rmp[AT + LARGE] == RmpEntry()
     assert rmp.pages_of(3) == 1
     assert len(rmp._entries) == 1
+
+
+def test_two_processors_split_one_page(rmp: Rmp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RMP instructions are atomic: what follows a PSMASH on another processor is not undone by this one's."""
+
+    def other() -> None:
+        rmp.psmash(AT)
+        assert rmp.rmpupdate(AT + PAGE, RmpUpdate()) is OK
+
+    second = threading.Thread(target=other)
+
+    def slowly(**fields: Any) -> RmpEntry:
+        if second.ident is None:
+            second.start()
+            second.join(0.05)
+        return RmpEntry(**fields)
+
+    monkeypatch.setattr("swsnp.hardware.rmp.RmpEntry", slowly)
+    assert rmp.psmash(AT) is OK
+    second.join()
+    assert rmp.state(AT + PAGE) is PageState.HYPERVISOR
+    assert rmp.state(AT + 2 * PAGE) is PageState.GUEST_INVALID
+    assert rmp.pages_of(3) == 511
 
 
 def test_2_mib_with_an_entry() -> None:
