@@ -21,7 +21,7 @@ from tests.real_guest.streams import streams
 from swsnp.machine import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.conftest import Skip
@@ -87,14 +87,16 @@ def answers(
 @pytest.fixture(scope="session")
 def disks(
     cannot_run: Skip, tmp_path_factory: pytest.TempPathFactory, seconds_left: Callable[[], float]
-) -> Answers:
-    """Boots everything that has a disk: the small root beside a whole Debian, and another Debian."""
+) -> Iterator[Answers]:
+    """Boots everything that has a disk: whole Debians, and the small root before the last of them."""
     if not os.environ.get("REAL_GUEST"):
         cannot_run("real guests take minutes", "make real-guest", avoidable=False)
     job = tmp_path_factory.mktemp("disks")
     lanes = whole_debians(job, cannot_run)
-    lanes[-1] = {**small_root(job, cannot_run), **lanes[-1]}
-    return Answers(job, run_lanes(here_or_nested(), job, lanes, timeout_s=seconds_left()))
+    lanes[-1] = small_root(job, cannot_run) | lanes[-1]
+    yield Answers(job, run_lanes(here_or_nested(), job, lanes, timeout_s=seconds_left()))
+    for image in job.glob("whole.*.img"):  # which are large, and pytest keeps folders of several runs
+        image.unlink()
 
 
 @pytest.fixture(params=GUESTS, ids=lambda guest: guest.name)
