@@ -37,7 +37,7 @@ _COMMAND_LINE: Final = (
 
 A kernel that has once gone astray ends at once.
 """
-_SILENT_S: Final = 150
+_SILENT_S: Final = 90
 _SILENT_OWN_S: Final = 60
 """Without a sign of life: by the clock, and of that without waiting for a processor that has other work."""
 
@@ -122,22 +122,29 @@ class OuterMachine:
 def _wait(process: subprocess.Popen[bytes], mine: Path, timeout_s: float) -> None:
     """Until it has ended; HostError when it does not."""
     alive, heard, now = mine / "alive", 0.0, time.monotonic()
-    since, waited, end = now, 0.0, now + timeout_s
+    since, before, end = now, (0.0, 0.0), now + timeout_s
     while (now := time.monotonic()) < end:
         with suppress(subprocess.TimeoutExpired):
             process.wait(min(1.0, end - now))
             return
         if alive.exists() and (at := alive.stat().st_mtime) != heard:
-            heard, since, waited = at, now, _waited_s(process.pid)
-        elif now - since > _SILENT_S and now - since - (_waited_s(process.pid) - waited) > _SILENT_OWN_S:
-            raise MachineLostError(f"it gave no sign of life for {_SILENT_S} s, and was stopped")
+            heard, since, before = at, now, _processor_times(process.pid)
+        elif now - since > _SILENT_S:
+            times = _processor_times(process.pid)
+            used, waited = (b - a for a, b in zip(before, times, strict=True))
+            if now - since - waited > _SILENT_OWN_S:
+                raise MachineLostError(
+                    f"it gave no sign of life for {_SILENT_S} s, and was stopped; QEMU had a processor "
+                    f"for {used:.0f} s of them, and waited for one for {waited:.0f} s"
+                )
     raise HostError(f"the outer machine was stopped after {timeout_s:.0f} s")
 
 
-def _waited_s(pid: int) -> float:
-    """How long a process's threads were ready to run without a processor, from proc(5); 0 when it is gone."""
-    waited = 0
+def _processor_times(pid: int) -> tuple[float, float]:
+    """Seconds that a process's threads had a processor, and that they waited for one; from proc(5)."""
+    used = waited = 0
     for each in Path("/proc").glob(f"{pid}/task/*/schedstat"):
         with suppress(OSError):  # a thread that ends meanwhile
-            waited += int(each.read_text().split()[1])
-    return waited / 1e9
+            times = each.read_text().split()
+            used, waited = used + int(times[0]), waited + int(times[1])
+    return used / 1e9, waited / 1e9

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.real_guest.builds import build_client
 from tests.real_guest.lanes import Ended, run_lanes
-from tests.real_guest.outer_machine import MachineLostError, OuterMachine, _waited_s
+from tests.real_guest.outer_machine import MachineLostError, OuterMachine, _processor_times
 from tests.real_guest.place import ROOT, Here, Nested, here_or_nested
 from tests.real_guest.said import BINARY, Said
 
@@ -108,18 +108,21 @@ def test_outer_machine_has_to_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     """A machine that the host gives no time is silent, and not lost."""
     monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_S", 0.1)
     monkeypatch.setattr("tests.real_guest.outer_machine._SILENT_OWN_S", 0.1)
-    monkeypatch.setattr("tests.real_guest.outer_machine._waited_s", lambda _: time.monotonic())
+    busy = "tests.real_guest.outer_machine._processor_times"
+    monkeypatch.setattr(busy, lambda _: (0.0, time.monotonic()))
     with pytest.raises(HostError, match="was stopped after 1 s") as caught:
         fake_machine(monkeypatch, tmp_path, "exec sleep 60").run(tmp_path, "true", timeout_s=1.4)
     assert not isinstance(caught.value, MachineLostError)
 
 
-def test_waiting_for_a_processor() -> None:
-    """proc(5), schedstat: every thread of ours has waited for once; a process that is gone has not."""
-    assert 0 < _waited_s(os.getpid()) < time.monotonic()
+def test_processor_times() -> None:
+    """proc(5), schedstat: this process has had a processor, and waited for one; one that is gone has not."""
+    used, waited = _processor_times(os.getpid())
+    assert used > 0
+    assert 0 < waited < time.monotonic()
     gone = subprocess.Popen(["true"])
     gone.wait()
-    assert _waited_s(gone.pid) == 0
+    assert _processor_times(gone.pid) == (0, 0)
 
 
 def test_outer_machine_takes_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
