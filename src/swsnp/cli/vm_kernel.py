@@ -242,6 +242,12 @@ class _Guest:
         """A program's output leaves by the second serial port, unless there is a port for it."""
         return self._apart and self._devices.stdio is None
 
+    def _output_by(self) -> str | None:
+        """Where a program's output leaves; None: there is none."""
+        if not self._apart:
+            return None
+        return "serial port" if self._uses_com2 else "virtio port"
+
     def _seconds(self) -> dict[str, float]:
         """From the start to the other times."""
         start = self._times["started"]
@@ -315,7 +321,7 @@ class _Guest:
             "seconds": self._seconds(),
             "entries": [each.entries for each in self.vm.processors.values()],
             "vcpus": [each.times.as_json() for each in self.vm.processors.values()],
-            "output_by": "virtio port" if self._devices.stdio else "serial port",
+            "output_by": self._output_by(),
             "ghcb_events": self._vmgexits,
             "rewritten": len(self.vm.processors[0].sites),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import struct
@@ -35,6 +36,7 @@ CONSOLE: Final = ("device", "virtconsole,chardev=c")
 ON_STDIO: Final = (
     *("-device", "virtio-serial-device", "-device", "virtconsole,chardev=c", "-chardev", "stdio,id=c"),
 )
+STDIO_PORT: Final = "-device virtio-serial-device -device virtserialport,chardev=c -chardev stdio,id=c"
 
 
 class Vm:
@@ -253,9 +255,35 @@ def test_input_goes_to_the_port(kernel: str, monkeypatch: pytest.MonkeyPatch) ->
     os.close(writes)
 
 
-def test_output_of_a_program(kernel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A console would change what the program writes."""
+@pytest.mark.usefixtures("any_kvm")
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("", None),
+        ("--exec", "serial port"),
+        (f"{STDIO_PORT} --exec", "virtio port"),
+        (STDIO_PORT, None),
+        (f"{STDIO_PORT.replace('stdio', 'null')} --exec", "serial port"),
+    ],
+)
+def test_statistics_tell_the_output(
+    kernel: str, static_program: str, tmp_path: Path, words: str, found: str | None
+) -> None:
+    """Where a program's output leaves the guest."""
+    line = ["-kernel", kernel, "-m", "32M", "-no-reboot", "--stats", str(tmp_path / "stats"), *words.split()]
+    vm(*line, *([static_program] if "--exec" in words else []))
+    assert json.loads((tmp_path / "stats").read_text())["output_by"] == found
+
+
+@pytest.fixture
+def static_program(tmp_path: Path) -> str:
+    """An ELF-64 program that needs no interpreter."""
     program = tmp_path / "p"
     program.write_bytes(b"\x7fELF\2\1\1".ljust(16, b"\0") + struct.pack("<HHIQQQIHHHHHH", 2, 62, *[0] * 11))
-    assert vm("-kernel", kernel, *ON_STDIO, "--exec", str(program)) == 2
+    return str(program)
+
+
+def test_output_of_a_program(kernel: str, static_program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A console would change what the program writes."""
+    assert vm("-kernel", kernel, *ON_STDIO, "--exec", static_program) == 2
     assert "-chardev stdio: with --exec wanted a virtserialport, not a virtconsole" in capsys.readouterr().err

@@ -254,6 +254,25 @@ def test_listener(tmp_path: Path, kind: str) -> None:
     assert not path.exists()
 
 
+def test_listener_that_cannot_accept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Too many open files, or whatever it is: the log tells, and the guest goes on without a peer."""
+    listener = Listener(tmp_path / "s", wait=False)
+    monkeypatch.setattr(listener, "_accepted", partial(fails, OSError(24, "Too many open files")))
+    stream, port = started(listener)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(tmp_path / "s"))
+        until(lambda: "s: nobody can connect any more: Too many open files" in caplog.text)
+        assert not stream.connected
+        assert port.changes == 0
+    stream.close()
+
+
+def fails(error: Exception) -> Connection:
+    raise error
+
+
 def test_listener_that_waits(tmp_path: Path) -> None:
     """wait=on: the first peer is there before the guest begins."""
     path = tmp_path / "socket"

@@ -8,6 +8,7 @@ Source: the manual page qemu(1), "Character device options".
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import socket
@@ -35,6 +36,7 @@ __all__ = [
     "standard_output",
 ]
 
+_logger = logging.getLogger(__name__)
 Address: TypeAlias = "Path | tuple[str, int]"
 """A socket's: a path, or a host and a TCP port."""
 _STDOUT: Final = 1
@@ -172,7 +174,11 @@ class Listener:
             poll.register(fd, select.POLLIN)
         if any(fd == stop for fd, _ in poll.poll()):
             return None
-        return self._accepted()
+        try:
+            return self._accepted()
+        except OSError as error:
+            _logger.warning("%s: nobody can connect any more: %s", self.where, error.strerror or error)
+            return None
 
     def _accepted(self) -> Connection:
         self._peer, _ = self._listener.accept()
