@@ -18,7 +18,7 @@ from swsnp.cli import main
 from swsnp.cli.qemu_devices import devices_of
 from swsnp.cli.vm_devices import VmDevices
 from swsnp.cpu.plain_kvm import Verdict, probe
-from swsnp.testing.tiny_kernel import GOOD
+from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image
 from swsnp.testing.virtio_driver import DriverMemory, VirtioDriver
 from swsnp.vmm.devices.bus import Bus
 from swsnp.vmm.stop import PowerSwitch
@@ -273,6 +273,19 @@ def test_statistics_tell_the_output(
     line = ["-kernel", kernel, "-m", "32M", "-no-reboot", "--stats", str(tmp_path / "stats"), *words.split()]
     vm(*line, *([static_program] if "--exec" in words else []))
     assert json.loads((tmp_path / "stats").read_text())["output_by"] == found
+
+
+@pytest.mark.usefixtures("any_kvm")
+@pytest.mark.parametrize(
+    ("words", "found"), [("", 0xFF), ("--exec", 0x60), (f"{STDIO_PORT} --exec", 0xFF), (STDIO_PORT, 0xFF)]
+)
+def test_second_serial_port(static_program: str, tmp_path: Path, words: str, found: int) -> None:
+    """It is there for a program's output, and for nothing else."""
+    code = tmp_path / "code"
+    # mov dx, 2FDh; in al, dx; out F4h, al: the line status register, all ones where none is
+    code.write_bytes(bz_image(elf_image(bytes.fromhex("66 ba fd 02 ec e6 f4 f3 0f 01 d9"))))
+    line = ["-kernel", str(code), "-m", "32M", "-no-reboot", *words.split()]
+    assert vm(*line, *([static_program] if "--exec" in words else [])) == found
 
 
 @pytest.fixture
