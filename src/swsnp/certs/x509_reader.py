@@ -106,7 +106,9 @@ def to_pem(certificate: bytes, *, label: str = "CERTIFICATE") -> bytes:
 
 def read_all(data: bytes) -> tuple[Certificate, ...]:
     """Every certificate of a PEM file in its order, or the one of a DER file; errors as `read`."""
-    return tuple(read_der(each) for each in to_der(data))
+    data = bytes(data)
+    known = read_sibling(data)  # in form up to its last byte: no need to ask what kind of file it is
+    return tuple(map(read_der, to_der(data))) if known is None else (known,)
 
 
 def read(data: bytes) -> Certificate:

@@ -14,7 +14,7 @@ from swsnp.certs.crl import Crl, read_crl
 from swsnp.certs.kds_extensions import leaf_kind
 from swsnp.certs.table import places
 from swsnp.certs.x509 import Certificate, EcKey
-from swsnp.certs.x509_reader import read_der, to_der
+from swsnp.certs.x509_reader import read_all
 from swsnp.crypto.ecdsa import Engine, VerifyingKey
 from swsnp.errors import InputError, LayoutError
 from swsnp.verify.memory import Memory
@@ -99,8 +99,7 @@ class Reader:
         found: dict[bytes, Certificate] = {}
         for where, which, each in candidates:
             try:
-                for der in to_der(each):
-                    certificate = read_der(der)
+                for certificate in read_all(each):
                     found[certificate.der] = certificate
             except (InputError, LayoutError) as error:
                 findings.fail("C0", f"{where} {which}", error, "a certificate in form")
