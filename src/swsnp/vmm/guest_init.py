@@ -33,7 +33,7 @@ _FORK, _EXECVE, _EXIT, _WAIT4, _SETSID = 57, 59, 60, 61, 112
 _CHDIR, _CHROOT = 80, 161
 _MOUNT, _REBOOT, _IOPERM, _FINIT_MODULE = 165, 169, 173, 313
 _MS_RDONLY, _MS_MOVE = 1, 8192
-_ENOENT, _EEXIST = 2, 17
+_ENOENT, _ENXIO, _EEXIST = 2, 6, 17
 _O_RDWR_NOCTTY: Final = 0o402
 _TCSETS, _TCSBRK = 0x5402, 0x5409
 _RAW: Final = struct.pack("<IIIIB19s", 0, 0, 0o10002 | 0o60 | 0o200 | 0o4000, 0, 0, bytes([0] * 6 + [1]))
@@ -275,9 +275,13 @@ def _open(code: _Code, path: str, *, waits: bool) -> None:
     code.call(_OPEN, code.text(path), _O_RDWR_NOCTTY)
     if waits:
         code.emit(f"48 83 F8 {256 - _ENOENT:02X}")  # cmp rax, -ENOENT
+        code.jump("0F 84", "not there")
+        code.emit(f"48 83 F8 {256 - _ENXIO:02X}")  # cmp rax, -ENXIO: the name is there, its device not yet
         code.jump("0F 85", "opened")
+        code.label("not there")
+        code.emit("49 89 C6")  # mov r14, rax
         code.call(_NANOSLEEP, code.data(_PAUSE_TIME), 0)
-        code.emit(f"48 C7 C0 {256 - _ENOENT:02X} FF FF FF")  # mov rax, -ENOENT
+        code.emit("4C 89 F0")  # mov rax, r14
         code.emit("41 FF CD")  # dec r13d
         code.jump("0F 85", "open again")
         code.label("opened")

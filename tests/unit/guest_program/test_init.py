@@ -5,6 +5,7 @@ The kernel is an unpacked Debian package's, which tools/real-guest-files has lef
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -84,9 +85,13 @@ def test_digits(tmp_path: Path, number: int, digits: bytes) -> None:
     assert run(code, tmp_path).stderr == b"errno " + digits + b"\n"
 
 
-def test_file_that_comes_late(tmp_path: Path) -> None:
-    """A port's device is there a moment after its module: it is opened when it comes."""
+@pytest.mark.parametrize("before", ["nothing", "no device"])
+def test_file_that_comes_late(tmp_path: Path, before: str) -> None:
+    """A port comes a moment after its module, its name before its device: it is opened when it is there."""
     late = tmp_path / "late"
+    if before == "no device":
+        with socket.socket(socket.AF_UNIX) as without_device:  # whose name gives ENXIO, too
+            without_device.bind(str(late))
     code = _Code()
     _open(code, str(late), waits=True)
     code.must("open it")
@@ -100,20 +105,24 @@ def test_file_that_comes_late(tmp_path: Path) -> None:
     with subprocess.Popen([tmp_path / "program"], stdout=subprocess.PIPE) as process:
         time.sleep(0.1)
         assert process.poll() is None
-        late.touch()
+        (tmp_path / "file").touch()
+        (tmp_path / "file").replace(late)
         assert process.communicate(timeout=30)[0] == b"opened"
         assert process.returncode == 7
 
 
 @pytest.mark.parametrize(
-    ("name", "waits", "number"), [("none", True, 2), ("none", False, 2), ("file/none", True, 20)]
+    ("name", "waits", "number"),
+    [("none", True, 2), ("none", False, 2), ("socket", True, 6), ("file/none", True, 20)],
 )
 def test_file_that_never_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, waits: bool, number: int
 ) -> None:
     """It is not waited for for ever, and what is wrong otherwise not at all."""
-    monkeypatch.setattr("swsnp.vmm.guest_init._TRIES", 3 if number == 2 else 1 << 30)
+    monkeypatch.setattr("swsnp.vmm.guest_init._TRIES", 3 if number < 20 else 1 << 30)
     (tmp_path / "file").touch()
+    with socket.socket(socket.AF_UNIX) as without_device:
+        without_device.bind(str(tmp_path / "socket"))
     code = _Code()
     _open(code, str(tmp_path / name), waits=waits)
     code.must("open it")
