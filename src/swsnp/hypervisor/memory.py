@@ -214,14 +214,13 @@ class NestedPaging:
         area[at + start : at + start + size] = data
 
     def host_view(self, gpa: int, size: int) -> memoryview:
-        """A window on the shared plane inside one memslot, without RMP check; BusError as `host_read`."""
-        slot = self.slot_at(gpa)
-        if slot is not None and (view := self._resolve(slot)) is not None:
-            start = gpa - slot.gpa
-            if start + size <= len(view):
-                window = self.system.view(slot.shared_address + start, size)
-                return window.toreadonly() if slot.read_only else window
-        raise BusError(f"GPA {gpa:#x}: no memory for {size} bytes in one memslot")
+        """A window on a shared page or a part of it, without RMP check; BusError as `host_read`."""
+        start = gpa & _OFFSET
+        if start + size > PAGE:
+            raise BusError(f"GPA {gpa:#x}: {size} bytes are not inside one page")
+        area, at, _, read_only = self._host_pages.get(gpa >> 12) or self._host_page(gpa)
+        window = memoryview(area)[at + start : at + start + size]
+        return window.toreadonly() if read_only else window
 
     def host_page_address(self, gpa: int) -> int:
         """System address of the shared page that holds a GPA; BusError as `host_read`."""

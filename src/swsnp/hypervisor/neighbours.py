@@ -72,7 +72,7 @@ class HostMemory(Protocol):
         ...
 
     def host_view(self, gpa: int, size: int) -> memoryview:
-        """A writable window that stays good while the guest runs."""
+        """A writable window inside one page that stays good while the guest runs."""
         ...
 
     def host_page_address(self, gpa: int) -> int:

@@ -257,10 +257,13 @@ def test_host_page_address(machine: Machine, memory: NestedPaging) -> None:
 
 
 def test_host_view(memory: NestedPaging) -> None:
-    """A view shows and changes shared memory, over pages of one slot."""
-    view = memory.host_view(SHARED, 2 * PAGE)
-    view[PAGE - 1 : PAGE + 1] = b"ab"
-    assert memory.read(SHARED + PAGE - 1, 2, private=False) == b"ab"
+    """A view shows and changes shared memory, inside one page."""
+    view = memory.host_view(SHARED + PAGE, PAGE)
+    view[:2] = view[-2:] = b"ab"
+    assert memory.read(SHARED + PAGE, 2, private=False) == b"ab"
+    assert memory.read(SHARED + 2 * PAGE - 2, 2, private=False) == b"ab"
+    with pytest.raises(BusError, match="2 bytes are not inside one page"):
+        memory.host_view(SHARED + PAGE - 1, 2)
 
 
 def test_host_write_to_an_assigned_page(machine: Machine, memory: NestedPaging) -> None:
@@ -286,6 +289,7 @@ def test_read_only_slot(machine: Machine, vm: int, memory: NestedPaging) -> None
     assert memory.read(1 << 32, 3, private=False) == b"rom"
     with pytest.raises(BusError, match="read-only"):
         memory.host_write(1 << 32, b"x")
+    assert memory.host_view(1 << 32, 3).readonly
     reason = _fault(memory, 1 << 32, private=False, write=True)
     assert reason == NestedPageFault(1 << 32, private=False, write=True)
     machine.task.write(rom, b"RAM")
@@ -307,7 +311,7 @@ def test_unmapped_user_memory(machine: Machine, vm: int, memory: NestedPaging) -
     with pytest.raises(BusError):  # the second page stays unmapped
         memory.host_read((1 << 32) + PAGE, 1)
     with pytest.raises(BusError):
-        memory.host_view(1 << 32, PAGE + 1)
+        memory.host_view((1 << 32) + PAGE, 1)
     machine.task.free(probe)  # not of this slot
     assert memory.host_read(1 << 32, 3) == b"now"
     machine.task.free(later)
