@@ -1,7 +1,7 @@
 """Launch digests against sev-snp-measure, in process and as whole commands, over one 4 MiB image.
 
-The image is Debian's firmware of the 4 MiB layout with the tables of Debian's image that has SEV metadata;
-where they are not installed, one made up, with as many empty pages.
+The image is Debian 13's OVMF.fd where `tools/debian-package trixie ovmf build/ovmf` has fetched it; else one
+made up, with as many empty pages.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command_row", "measure_jobs"]
 
-_DEBIAN: Final = Path("/usr/share/OVMF")
-_TABLES: Final = Path("/usr/share/ovmf/OVMF.fd")
+_DEBIAN_13: Final = Path("build/ovmf/usr/share/ovmf/OVMF.fd")
 _SIZE: Final = 4 << 20
 _FILLED: Final = 376 * PAGE
 _EPYC: Final = 0x800F12
@@ -44,14 +43,11 @@ _LIBRARY: Final = "sev-snp-measure"
 
 @contextmanager
 def _image_file() -> Iterator[Path]:
-    parts = [_DEBIAN / "OVMF_VARS_4M.fd", _DEBIAN / "OVMF_CODE_4M.fd"]
-    data = b""
-    if all(each.is_file() for each in (*parts, _TABLES)):
-        data = b"".join(each.read_bytes() for each in parts)[:-PAGE] + _TABLES.read_bytes()[-PAGE:]
-    if not data or FirmwareVolume(data).sections is None:
-        data = firmware_image(size=_SIZE, text=random.Random(1).randbytes(_FILLED))
+    if _DEBIAN_13.is_file():
+        yield _DEBIAN_13
+        return
     with tempfile.NamedTemporaryFile(suffix=".fd") as file:
-        file.write(data)
+        file.write(firmware_image(size=_SIZE, text=random.Random(1).randbytes(_FILLED)))
         file.flush()
         yield Path(file.name)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.conftest import Skip
 
 DEBIAN = Path("/usr/share/ovmf/OVMF.fd")
+DEBIAN_13 = Path(__file__).parents[3] / "build/ovmf/usr/share/ovmf/OVMF.fd"
 WITHOUT_METADATA = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 
 
@@ -26,6 +27,14 @@ def debian_image(cannot_run: Skip) -> Path:
     if FirmwareVolume(DEBIAN.read_bytes()).sections is None:
         cannot_run(f"{DEBIAN} has no SEV metadata", "Debian 12's ovmf", avoidable=False)
     return DEBIAN
+
+
+@pytest.fixture(scope="session")
+def debian_13_image(cannot_run: Skip) -> Path:
+    """Debian 13's firmware image, 4 MiB with SEV metadata."""
+    if not DEBIAN_13.is_file():
+        cannot_run("Debian 13's OVMF.fd is not here", "tools/debian-package trixie ovmf build/ovmf")
+    return DEBIAN_13
 
 
 @pytest.fixture(scope="session")

@@ -129,6 +129,16 @@ def test_debian_images(peer: Callable[..., bytes], debian_image: Path, mode: str
             assert ours(mode, image, **options) == peer(mode, image, vcpus=vcpus, vcpu_sig=0xA00F11)
 
 
+@pytest.mark.parametrize("mode", ["sev", "seves", "snp", "snp:ovmf-hash"])
+@pytest.mark.parametrize("vcpus", [1, 255])
+def test_debian_13_image(peer: Callable[..., bytes], debian_13_image: Path, mode: str, vcpus: int) -> None:
+    """Debian 13's OVMF.fd, 4 MiB with SEV metadata."""
+    options = {"vcpus": vcpus, "vcpu_type": "EPYC-Genoa"} if mode in ("seves", "snp") else {}
+    assert ours(mode, debian_13_image, **options) == peer(
+        mode, debian_13_image, vcpus=vcpus, vcpu_sig=0xA10F10
+    )
+
+
 def test_every_debian_image(peer: Callable[..., bytes], debian_4m: Path) -> None:
     """Every image of Debian's package: those with SEV metadata as they are, the others when allowed."""
     images = sorted(each for each in debian_4m.parent.glob("*.fd") if "CODE" in each.name)
