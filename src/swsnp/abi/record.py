@@ -156,6 +156,11 @@ class Record:
         return cls._reader
 
     @classmethod
+    def packing(cls) -> struct.Struct:
+        """Bare values by offset, for what is done so often that a record would cost more than the rest."""
+        return cls._struct
+
+    @classmethod
     def parse_at(cls, data: bytes | bytearray | memoryview, offset: int) -> Self:
         """Read `SIZE` bytes at `offset`; LayoutError when fewer are left."""
         return cls.parse(data[offset : offset + cls.SIZE])

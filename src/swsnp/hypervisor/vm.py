@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import struct
 import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -18,6 +17,7 @@ from swsnp.abi.kvm import (
     Ioctl,
     KvmCreateGuestMemfd,
     KvmEnableCap,
+    KvmMemoryAttributes,
     KvmUserspaceMemoryRegion2,
     MemoryAttribute,
     VmType,
@@ -54,7 +54,7 @@ _MAX_SLOT_PAGES: Final = (1 << 31) - 1
 _USER_END: Final = 0x7FFF_FFFF_F000
 _U64_END: Final = 1 << 64
 _PRIVATE: Final = int(MemoryAttribute.PRIVATE)
-_ATTRIBUTES: Final = struct.Struct("<QQQQ")  # struct kvm_memory_attributes: address, size, attributes, flags
+_ATTRIBUTES: Final = KvmMemoryAttributes.packing()
 _R = TypeVar("_R", bound=Record)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import struct
 import threading
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from swsnp.abi.kvm import (
     GUEST_MEMFD_SLOT,
     Ioctl,
+    KvmMemoryAttributes,
     KvmUserspaceMemoryRegion2,
     MemoryAttribute,
 )
@@ -79,7 +79,7 @@ Conversion: TypeAlias = Converted | Refused | Broken
 _LIMIT: Final = 1 << 64
 _PRIVATE: Final = int(MemoryAttribute.PRIVATE)
 _SET_ATTRIBUTES: Final = int(Ioctl.KVM_SET_MEMORY_ATTRIBUTES)
-_ATTRIBUTES: Final = struct.Struct("<QQQQ")  # struct kvm_memory_attributes: address, size, attributes, flags
+_ATTRIBUTES: Final = KvmMemoryAttributes.packing()
 
 
 class SharedRanges:
