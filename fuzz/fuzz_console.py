@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from fuzz.virtio import offer
 from swsnp.abi.virtio import (
     VIRTIO_F_ACCESS_PLATFORM,
     VIRTIO_F_VERSION_1,
     ConsoleEvent,
     ConsoleFeature,
     DeviceStatus,
-    VirtqDescriptor,
 )
 from swsnp.testing.virtio_driver import DriverMemory, VirtioDriver
 from swsnp.vmm.devices.console import Console, Port
@@ -68,18 +68,10 @@ def one(data: bytes) -> object:
     while len(data) >= _HEAD.size:
         queue, place, size, room = _HEAD.unpack_from(data)
         said, data = data[_HEAD.size :][:size], data[_HEAD.size + size :]
-        _offer(drivers[queue % len(drivers)], _PLACES[place % len(_PLACES)], said, room)
+        offer(drivers[queue % len(drivers)], _PLACES[place % len(_PLACES)], said, room)
         ports[queue % 2].receive(b"typed", wait=False)
     broken = bool(drivers[0].status & DeviceStatus.NEEDS_RESET)
     assert broken or not memory.refused
     assert not any(memory.raw[0x50000:])
     assert all(len(each._waiting) < 4096 + 5 and len(each._owed) <= 2 for each in ports)
     return broken, *(min(each.used()[0], 2) for each in drivers), *(each.opened for each in ports)
-
-
-def _offer(driver: VirtioDriver, at: int, said: bytes, room: int) -> None:
-    if at + len(said) <= 0x50000:
-        driver.memory.raw[at : at + len(said)] = said
-    driver.describe(0, VirtqDescriptor(addr=at, len=len(said), flags=1 if room else 0, next=1))
-    driver.describe(1, VirtqDescriptor(addr=at, len=room, flags=2))
-    driver.offer(0 if said else 1)

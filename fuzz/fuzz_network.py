@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from swsnp.abi.virtio import VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1, DeviceStatus, VirtqDescriptor
+from fuzz.virtio import offer
+from swsnp.abi.virtio import VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1, DeviceStatus
 from swsnp.testing.virtio_driver import DriverMemory, VirtioDriver
 from swsnp.vmm.devices.network import Network, framed
 from swsnp.vmm.devices.virtio_mmio import VirtioMmio
@@ -60,7 +61,7 @@ def one(data: bytes) -> object:
         kind, place, size, room = _HEAD.unpack_from(data)
         said, data = data[_HEAD.size :][:size], data[_HEAD.size + size :]
         if kind % 3 < _PEER:
-            _offer(drivers[kind % 3], _PLACES[place % len(_PLACES)], said, room)
+            offer(drivers[kind % 3], _PLACES[place % len(_PLACES)], said, room)
         elif len(network._waiting) + len(said) // 5 < _MOST_FRAMES:  # or this thread would wait for itself
             network.receive(said)
     broken = bool(drivers[0].status & DeviceStatus.NEEDS_RESET)
@@ -69,11 +70,3 @@ def one(data: bytes) -> object:
     assert len(network._waiting) <= _MOST_FRAMES
     used = (min(each.used()[0], 3) for each in drivers)
     return broken, network._reader.lost, *used, min(network.dropped, 3)
-
-
-def _offer(driver: VirtioDriver, at: int, said: bytes, room: int) -> None:
-    if at + len(said) <= 0x20000:
-        driver.memory.raw[at : at + len(said)] = said
-    driver.describe(0, VirtqDescriptor(addr=at, len=len(said), flags=1 if room else 0, next=1))
-    driver.describe(1, VirtqDescriptor(addr=at, len=room, flags=2))
-    driver.offer(0 if said else 1)
