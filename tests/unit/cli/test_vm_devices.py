@@ -7,12 +7,12 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.cli.conftest import vm
 
 from swsnp.abi.virtio import BlkFeature, BlkStatus
 from swsnp.cli import main
 from swsnp.cli.qemu_devices import devices_of
 from swsnp.cli.vm_devices import VmDevices
-from swsnp.cpu.plain_kvm import Verdict, probe
 from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image
 from swsnp.testing.virtio_driver import DriverMemory, VirtioDriver
 from swsnp.vmm.devices.raw_file import RawFile
@@ -21,7 +21,6 @@ from swsnp.vmm.devices.virtio_mmio import VirtioMmio
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import Skip
 
 VMGEXIT = "f3 0f 01 d9"
 
@@ -31,19 +30,6 @@ def disk(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(4096))
     return path
-
-
-@pytest.fixture
-def any_kvm(cannot_run: Skip, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host whose KVM runs tiny guests."""
-    verdict = probe()
-    if not verdict.usable:
-        cannot_run(verdict.reason, verdict.remedy, avoidable=False)
-    monkeypatch.setattr("swsnp.cli.vm_kernel.probe_for_linux", lambda: Verdict(usable=True))
-
-
-def vm(*arguments: str) -> int:
-    return main(["vm", *arguments])
 
 
 def test_wrong_disks(

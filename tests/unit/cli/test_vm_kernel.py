@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.unit.cli.conftest import vm
 
 from swsnp.cli import main
 from swsnp.cpu.plain_kvm import Verdict, probe, probe_for_linux
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from swsnp.machine.kernel_vm import KernelVm
 
-GOOD_HOST = Verdict(usable=True)
 VMGEXIT = "f3 0f 01 d9"
 
 
@@ -34,19 +34,6 @@ def code(tmp_path: Path, text: str) -> str:
     path = tmp_path / "code"
     path.write_bytes(bz_image(elf_image(bytes.fromhex(text))))
     return str(path)
-
-
-@pytest.fixture
-def any_kvm(cannot_run: Skip, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host whose KVM runs tiny guests; the tiny kernel needs no more, whatever Linux would."""
-    verdict = probe()
-    if not verdict.usable:
-        cannot_run(verdict.reason, verdict.remedy, avoidable=False)
-    monkeypatch.setattr("swsnp.cli.vm_kernel.probe_for_linux", lambda: GOOD_HOST)
-
-
-def vm(*arguments: str) -> int:
-    return main(["vm", *arguments])
 
 
 def test_wrong_files(tmp_path: Path, kernel: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,11 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from tests.unit.cli.conftest import vm
 
 from swsnp.abi.virtio import VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1, ConsoleEvent, ConsoleFeature
-from swsnp.cli import main
 from swsnp.cli.qemu_devices import devices_of
 from swsnp.cli.vm_devices import VmDevices
-from swsnp.cpu.plain_kvm import Verdict, probe
 from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image
 from swsnp.testing.virtio_driver import DriverMemory, VirtioDriver
 from swsnp.vmm.devices.bus import Bus
@@ -25,8 +24,6 @@ from swsnp.vmm.stop import PowerSwitch
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.conftest import Skip
 
     from swsnp.vmm.devices.virtio_mmio import VirtioMmio
 
@@ -81,19 +78,6 @@ class Guest:
 
 def devices(chardev: str) -> VmDevices:
     return VmDevices(devices_of([BUS, CONSOLE, ("chardev", chardev)]))
-
-
-@pytest.fixture
-def any_kvm(cannot_run: Skip, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host whose KVM runs tiny guests."""
-    verdict = probe()
-    if not verdict.usable:
-        cannot_run(verdict.reason, verdict.remedy, avoidable=False)
-    monkeypatch.setattr("swsnp.cli.vm_kernel.probe_for_linux", lambda: Verdict(usable=True))
-
-
-def vm(*arguments: str) -> int:
-    return main(["vm", *arguments])
 
 
 # Ends
