@@ -64,7 +64,7 @@ real-guest: $(STAMP)  ## Debian's kernels as SNP guests on KVM, in an outer mach
 # what vCPU threads run through; the tests' own modules need not say that they can do without the lock
 free-threaded: $(FREE)/.installed  ## vCPU threads beside each other: CPython without its lock, built here; some minutes
 	$(FREE)/venv/bin/python -X gil=0 -m pytest -q -p no:cacheprovider tests/free_threaded tests/abi tests/conformance \
-		$(addprefix tests/unit/,cpu_builtin crypto firmware guest hardware hypervisor_api hypervisor_run vmm) \
+		$(addprefix tests/unit/,cpu_builtin crypto firmware guest hardware hypervisor_api hypervisor_run plain_kvm vmm) tests/e2e/plain_kvm \
 		$(addprefix tests/e2e/test_,hostile_guest.py hostile_host.py machine.py moved_guest.py rotation.py scale.py)
 
 $(FREE)/.installed: pyproject.toml requirements-dev.txt tools/free-threaded-python

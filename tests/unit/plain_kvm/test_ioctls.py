@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import termios
 from typing import TYPE_CHECKING
@@ -68,6 +69,23 @@ def test_an_address_as_argument() -> None:
         assert answer.value == 4
         with pytest.raises(OSError, match="Bad address"):
             LinuxKvm().ioctl(reading, termios.FIONREAD, 1 << 60)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_kvm_run_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.14, fcntl.ioctl: tried again after EINTR, and KVM_RUN would never end; it goes another way."""
+
+    def tries_again(*_: object) -> int:
+        raise AssertionError("would not come back")
+
+    monkeypatch.setattr("fcntl.ioctl", tries_again)
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(OSError, match="Inappropriate ioctl") as caught:
+            LinuxKvm().ioctl(reading, Ioctl.KVM_RUN)
+        assert caught.value.errno == errno.ENOTTY
     finally:
         os.close(reading)
         os.close(writing)

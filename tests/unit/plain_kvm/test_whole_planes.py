@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import mmap
 from dataclasses import replace
 from itertools import pairwise
@@ -84,6 +85,19 @@ def test_windows(kvm: ScriptedKvm, memory: ScriptedMemory, vm: HostVm) -> None:
     ((address, part),) = vm.planes.windows(PRIVATE | 0x1234, 1)
     assert (address, part[0]) == (PRIVATE | 0x1234, 7)
     assert list(vm.planes.windows(memory.size, PAGE)) == []
+
+
+def test_windows_are_views_of_their_own(memory: ScriptedMemory, vm: HostVm) -> None:
+    """Python 3.14t counts the users of a view's buffer without a lock: no two threads may share one."""
+    vm.prepare()
+    buffers = []
+    for place in (0x1000, PRIVATE | 0x1000):
+        for _ in range(2):
+            ((_, part),) = vm.planes.windows(place, PAGE)
+            buffers += [each for each in gc.get_referents(part) if "managedbuffer" in str(type(each))]
+    (slot,) = memory.slots()
+    buffers += gc.get_referents(slot.private_view)
+    assert len({id(each) for each in buffers}) == 5
 
 
 @pytest.mark.parametrize("what", ["no shared", "no private", "short"])

@@ -10,6 +10,7 @@ import signal
 from functools import cache
 from typing import Final, Protocol
 
+from swsnp.abi.kvm import Ioctl
 from swsnp.errors import HostError
 
 __all__ = ["DEVICE", "HostKvm", "LinuxKvm", "address_of", "checked_ioctl"]
@@ -20,6 +21,7 @@ _KICK: Final = signal.SIGURG
 _MREMAP_MAYMOVE: Final = 1
 _MREMAP_FIXED: Final = 2
 _INT_MAX: Final = (1 << 31) - 1
+_KVM_RUN: Final = int(Ioctl.KVM_RUN)
 
 
 class HostKvm(Protocol):
@@ -56,6 +58,7 @@ def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mremap.restype = ctypes.c_void_p
     libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+    libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
     return libc
 
 
@@ -75,8 +78,10 @@ class LinuxKvm:
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
         """As `HostKvm`."""
-        if isinstance(argument, int) and argument > _INT_MAX:  # fcntl takes a C int only
-            result = _libc().ioctl(fd, ctypes.c_ulong(request), ctypes.c_ulong(argument))
+        # From Python 3.14 on fcntl tries again after EINTR, by which KVM_RUN says that it was interrupted:
+        # with IMMEDIATE_EXIT set it never comes back. And fcntl takes a C int only.
+        if isinstance(argument, int) and (request == _KVM_RUN or argument > _INT_MAX):
+            result = _libc().ioctl(fd, request, argument)
             if result < 0:
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))

@@ -92,13 +92,13 @@ class OrdinaryHostVm:
         self._fds.append(fd)
         return fd
 
-    def _memory(self, number: int, gpa: int, size: int) -> memoryview:
-        view = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE))
+    def _memory(self, number: int, gpa: int, size: int) -> mmap.mmap:
+        area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         region = KvmUserspaceMemoryRegion(
-            slot=number, guest_phys_addr=gpa, memory_size=size, userspace_addr=address_of(view)
+            slot=number, guest_phys_addr=gpa, memory_size=size, userspace_addr=address_of(memoryview(area))
         )
         checked_ioctl(self._host, self._vm, HostIoctl.KVM_SET_USER_MEMORY_REGION, bytearray(bytes(region)))
-        return view
+        return area
 
     def _create(self, number: int, leaves: bytearray) -> tuple[int, memoryview]:
         host = self._host
@@ -157,11 +157,14 @@ class OrdinaryHostVm:
 
     def read(self, gpa: int, size: int) -> bytes:
         """Guest memory; BusError where there is none."""
-        return bytes(self._view(gpa, size))
+        area, at = self._place(gpa, size)
+        return area[at : at + size]
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Guest memory; BusError where there is none."""
-        self._view(gpa, len(data))[:] = data
+        size = len(data)
+        area, at = self._place(gpa, size)
+        area[at : at + size] = data
 
     def read_shared(self, gpa: int, size: int) -> bytes:
         """As `read`, for devices: all memory is the host's, too."""
@@ -171,10 +174,11 @@ class OrdinaryHostVm:
         """As `write`, for devices."""
         self.write(gpa, data)
 
-    def _view(self, gpa: int, size: int) -> memoryview:
-        for start, view in self._ram:
-            if start <= gpa and gpa + size <= start + len(view):
-                return view[gpa - start : gpa - start + size]
+    def _place(self, gpa: int, size: int) -> tuple[mmap.mmap, int]:
+        """The mapping, and where in it: threads copy from and to it at once, as `SystemMemory` has it."""
+        for start, area in self._ram:
+            if start <= gpa and gpa + size <= start + len(area):
+                return area, gpa - start
         raise BusError(f"gpa {gpa:#x}: no memory holds {size} bytes from there")
 
     def close(self) -> None:

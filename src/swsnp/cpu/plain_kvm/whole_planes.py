@@ -108,9 +108,18 @@ class WholePlanes(PlanesBase):
     def windows(self, address: int, size: int) -> Iterator[tuple[int, memoryview]]:
         """As `Planes`."""
         for ram in self._ram:
-            for window in (Window(ram.gpa, ram.plain), Window(ram.gpa | self.private_bit, ram.private)):
+            plain = Window(ram.gpa, _own(ram.plain, ram.plain_address))
+            private = Window(ram.gpa | self.private_bit, _own(ram.private, ram.private_address))
+            for window in (plain, private):
                 if (part := window.part(address, size)) is not None:
                     yield part
+
+
+def _own(view: memoryview, address: int) -> memoryview:
+    """A view of the same bytes that no other thread slices; see `SystemMemory`."""
+    whole = memoryview(view.obj)
+    start = address - address_of(whole)
+    return whole[start : start + len(view)]
 
 
 def _different(
