@@ -349,6 +349,10 @@ def _exit_code(stop: stops.StopReason, guest: _Guest, symbols: Callable[[int], s
         if each.entries
     )
     print(f"swsnp vm: {_reason(stop, guest)} ({where})", file=sys.stderr)
+    if isinstance(stop, stops.TimedOut):
+        for number, place in enumerate(stop.threads):
+            state = guest.vm.processors[number].state()
+            print(f"swsnp vm: vCPU {number}: {state}; its thread was in {place}", file=sys.stderr)
     return BAD_VERDICT
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from swsnp.abi.acpi import VirtioPlace
     from swsnp.cpu.plain_kvm.exit_times import ExitTimes
     from swsnp.cpu.plain_kvm.host import HostKvm
+    from swsnp.cpu.plain_kvm.vcpu_state import VcpuState
     from swsnp.measure.kernel_image import KernelImage
     from swsnp.vmm.config import VmConfig
     from swsnp.vmm.run import IoBus
@@ -50,6 +51,10 @@ class OrdinaryProcessor:
     def rip(self) -> int:
         """Where the guest was left."""
         return self.host.rip(self.fd)
+
+    def state(self) -> VcpuState:
+        """What it waits for."""
+        return self.host.state(self.fd)
 
     @property
     def sites(self) -> dict[int, int]:

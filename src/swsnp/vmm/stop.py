@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 __all__ = [
@@ -92,9 +92,13 @@ class PoweredOff:
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """The time that the VM was given is over."""
+    """The time that the VM was given is over.
+
+    `threads` are the places, by vCPU, where each one's thread was then: module, function and line.
+    """
 
     seconds: float
+    threads: tuple[str, ...] = field(default=(), compare=False)
 
 
 StopReason: TypeAlias = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from swsnp.abi.kvm import MpState
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["run_all"]
 
 _HALTED: Final = MpState.HALTED
+_OURS: Final = "swsnp."
 _PATIENCE_S: Final = 0.5
 """How often a thread that has to end is interrupted again, should it have missed the first time."""
 
@@ -55,7 +58,10 @@ def run_all(runners: Sequence[VcpuRunner], timeout_s: float | None = None) -> St
     for thread in threads:
         thread.start()
     try:
-        return _first_end(stops, timeout_s)
+        stop = _first_end(stops, timeout_s)
+        if isinstance(stop, TimedOut):  # before they are interrupted
+            return replace(stop, threads=tuple(map(_place, threads)))
+        return stop
     finally:
         ending.set()
         for thread, runner in zip(threads, runners, strict=True):
@@ -63,6 +69,16 @@ def run_all(runners: Sequence[VcpuRunner], timeout_s: float | None = None) -> St
                 runner.interrupt()
                 thread.join(_PATIENCE_S)
             runner.resume()
+
+
+def _place(thread: threading.Thread) -> str:
+    """The innermost place of ours where a thread is: what it called there keeps it."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith(_OURS):
+        frame = frame.f_back
+    if frame is None:
+        return "no place of ours: it has ended"
+    return f"{frame.f_globals['__name__']}.{frame.f_code.co_qualname}, line {frame.f_lineno}"
 
 
 def _first_end(

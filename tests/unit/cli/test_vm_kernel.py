@@ -131,6 +131,21 @@ def test_bad_ends(
 
 
 @pytest.mark.usefixtures("any_kvm")
+@pytest.mark.parametrize("snp", [True, False])
+def test_timeout_tells_of_every_vcpu(snp: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A guest that sleeps for ever is told from one that runs, and a vCPU from its thread."""
+    path = code(tmp_path, f"fa f4 {VMGEXIT}")  # cli; hlt
+    machine = () if snp else ("-machine", "q35")
+    assert vm("-kernel", path, "-m", "32M", "-smp", "2", "--timeout", "0.5", *machine) == 1
+    first, second = (line for line in capsys.readouterr().err.splitlines() if "its thread was in" in line)
+    assert first.startswith("swsnp vm: vCPU 0: halted, interrupts off, pending none, in service none, timer")
+    assert "; its thread was in swsnp.cpu.plain_kvm.host.LinuxKvm.ioctl, line " in first
+    assert second.startswith("swsnp vm: vCPU 1: uninitialized, interrupts off, pending none")
+    kept_by = "hypervisor.startup.Startup.sleep" if snp else "cpu.plain_kvm.host.LinuxKvm.ioctl"
+    assert f"; its thread was in swsnp.{kept_by}, line " in second
+
+
+@pytest.mark.usefixtures("any_kvm")
 def test_reset(tmp_path: Path) -> None:
     """QEMU, -no-reboot: a reset ends the VM, with exit code 0."""
     path = code(tmp_path, f"b0 fe e6 64 {VMGEXIT}")

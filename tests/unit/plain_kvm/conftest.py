@@ -14,6 +14,7 @@ import pytest
 from swsnp.abi.kvm import Ioctl, MemoryAttribute, RunOffset
 from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.cpu.plain_kvm.ioctls import (
+    LAPIC_SIZE,
     HostCapability,
     HostIoctl,
     KvmCpuidEntry,
@@ -54,6 +55,8 @@ class ScriptedKvm:
         ]
         self.regs = KvmRegs()
         self.sregs = KvmSregs(apic_base=0xFEE00900)
+        self.mp_state = 0
+        self.lapic = bytearray(LAPIC_SIZE)
         self.not_mapped: set[int] = set()
         self.run_page = memoryview(bytearray(RUN_SIZE))
         self.exits: deque[Callable[[memoryview], None]] = deque()
@@ -131,6 +134,10 @@ class ScriptedKvm:
             case HostIoctl.KVM_GET_SUPPORTED_CPUID:
                 answer = len(self.leaves).to_bytes(8, "little") + b"".join(map(bytes, self.leaves))
                 argument[: len(answer)] = answer
+            case Ioctl.KVM_GET_MP_STATE:
+                argument[:] = self.mp_state.to_bytes(4, "little")
+            case HostIoctl.KVM_GET_LAPIC:
+                argument[:] = self.lapic
             case Ioctl.KVM_GET_REGS:
                 argument[:] = bytes(self.regs)
             case Ioctl.KVM_SET_REGS:

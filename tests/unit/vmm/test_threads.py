@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import struct
 import threading
 from typing import TYPE_CHECKING
@@ -193,8 +194,30 @@ def test_timeout(host: FakeHost) -> None:
 
     host.runs[0] = [waits]
     host.on_interrupt = lambda _: release.set()
-    assert vm.run_all(0.05) == TimedOut(0.05)
+    stop = vm.run_all(0.05)
+    assert stop == TimedOut(0.05)
+    assert isinstance(stop, TimedOut)
+    (place,) = stop.threads
+    assert re.fullmatch(r"swsnp\.vmm\.run\.VcpuRunner\.run, line \d+", place), (
+        "where it was, not where it ended"
+    )
     assert vm.run_all() == IDLE
+
+
+def test_timeout_after_a_thread_has_ended(host: FakeHost) -> None:
+    """A vCPU that is idle for good has no thread any more, while another goes on."""
+    vm, _ = start(host, vcpus=2)
+    release = threading.Event()
+
+    def waits(area: memoryview) -> int:
+        release.wait(10)
+        return -errno.EINTR
+
+    host.runs[0], host.runs[1] = [waits], []
+    host.on_interrupt = lambda _: release.set()
+    stop = vm.run_all(0.2)
+    assert isinstance(stop, TimedOut)
+    assert stop.threads[1] == "no place of ours: it has ended"
 
 
 def test_errors_come_out(host: FakeHost) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "KvmPitConfig",
     "KvmTranslation",
     "KvmUserspaceMemoryRegion",
+    "LAPIC_SIZE",
     "MSR_EXIT_REASON_FILTER",
     "MSR_FILTER_RANGES",
     "MsrFilterFlag",
@@ -35,6 +36,8 @@ __all__ = [
 API_VERSION: Final = 12
 CPUID_ENTRIES: Final = 256
 """Entries offered to KVM_GET_SUPPORTED_CPUID; E2BIG would say that they are too few."""
+LAPIC_SIZE: Final = 0x400
+"""Bytes of `struct kvm_lapic_state`."""
 MSR_FILTER_RANGES: Final = 16
 MSR_EXIT_REASON_FILTER: Final = 1 << 2
 """Argument of KVM_CAP_X86_USER_SPACE_MSR: leave to userspace for the MSRs that the filter denies."""
@@ -49,6 +52,7 @@ class HostIoctl(IntEnum):
     KVM_IRQ_LINE = 0x4008AE61
     KVM_CREATE_PIT2 = 0x4040AE77
     KVM_SET_MSRS = 0x4008AE89
+    KVM_GET_LAPIC = 0x8400AE8E
     KVM_GET_SUPPORTED_CPUID = 0xC008AE05
     KVM_SET_USER_MEMORY_REGION = 0x4020AE46
     KVM_TRANSLATE = 0xC018AE85

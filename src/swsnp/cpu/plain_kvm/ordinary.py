@@ -18,6 +18,7 @@ from swsnp.cpu.plain_kvm.cpuid import leaves_of_vcpu, ordinary_leaves, pack_leav
 from swsnp.cpu.plain_kvm.exit_times import ExitTimes
 from swsnp.cpu.plain_kvm.host import address_of, checked_ioctl
 from swsnp.cpu.plain_kvm.ioctls import HostIoctl, KvmUserspaceMemoryRegion
+from swsnp.cpu.plain_kvm.vcpu_state import vcpu_state
 from swsnp.cpu.plain_kvm.vm import (
     check_host,
     close_all,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swsnp.cpu.plain_kvm.host import HostKvm
+    from swsnp.cpu.plain_kvm.vcpu_state import VcpuState
 
 __all__ = ["OrdinaryHostVm"]
 
@@ -148,6 +150,10 @@ class OrdinaryHostVm:
         argument = bytearray(KvmRegs.SIZE)
         checked_ioctl(self._host, fd, Ioctl.KVM_GET_REGS, argument)
         return KvmRegs.parse(argument).rip
+
+    def state(self, fd: int) -> VcpuState:
+        """What a vCPU waits for, for people."""
+        return vcpu_state(self._host, fd)
 
     def interrupt_line(self, number: int) -> Callable[[bool], None]:
         """A line of the interrupt controller: called with its level, by any thread."""

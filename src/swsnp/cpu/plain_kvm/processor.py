@@ -26,6 +26,7 @@ from swsnp.cpu.plain_kvm.ioctls import (
     KvmTranslation,
 )
 from swsnp.cpu.plain_kvm.rewrite import Site
+from swsnp.cpu.plain_kvm.vcpu_state import vcpu_state
 from swsnp.cpu.plain_kvm.vm import SYSCFG_MSR, set_memory_types
 from swsnp.hardware.exits import (
     GuestAccessFault,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swsnp.cpu.plain_kvm.memory import GuestPhysicalMemory
+    from swsnp.cpu.plain_kvm.vcpu_state import VcpuState
     from swsnp.cpu.plain_kvm.vm import HostVm
 
 __all__ = ["PlainKvmProcessor", "Start"]
@@ -187,6 +189,10 @@ class PlainKvmProcessor:
     def regs(self) -> KvmRegs:
         """The general registers, for people and tests."""
         return self._get(Ioctl.KVM_GET_REGS, KvmRegs)
+
+    def state(self) -> VcpuState:
+        """What it waits for, for people; HostError where the host's KVM has no local APIC for it."""
+        return vcpu_state(self._host, self._vcpu)
 
     def close(self) -> None:
         """Give the host's descriptors back; the guest cannot run any more."""
