@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from swsnp import trace
 from swsnp.abi.snp_command import FirmwareStatus, GuestRequest
@@ -18,9 +18,12 @@ from swsnp.crypto.seal import TagMismatch
 from swsnp.firmware.context import GuestContext, GuestState
 from swsnp.firmware.faults import FirmwareFault
 from swsnp.firmware.messages import REQUESTS, REQUESTS_2, Request
+from swsnp.hardware.memory import BusError
 from swsnp.hardware.rmp import PageState
 
 if TYPE_CHECKING:
+    from swsnp.crypto.seal import MessageKey
+    from swsnp.firmware.chip import PlatformVariables
     from swsnp.firmware.platform import Platform
     from swsnp.hardware.rmp import RmpEntry
 
@@ -40,8 +43,9 @@ def guest_request(platform: Platform, buffer: GuestRequest) -> None:
     The request page is copied once and looked at only in the copy. Nothing but header and payload of the
     response is written, and the counter moves only with success: the guest may send the same message again.
 
-    While a report is signed other commands may run (`Platform.aside`). This one has changed nothing by then,
-    and starts again when they changed what its answer stands on: it is as if done in one piece at its end.
+    Other commands may run until the answer is ready (`Platform.aside`). Nothing has changed by then, and what
+    the answer stands on is looked at once more: when that changed, or the request was refused, it is done
+    again with all others waiting. So it is as if done in one piece at its end.
 
     1. Low bits of GCTX_PADDR: INVALID_PARAM.
     2. SNP not INIT: INVALID_PLATFORM_STATE.
@@ -58,31 +62,71 @@ def guest_request(platform: Platform, buffer: GuestRequest) -> None:
     16. The message's own checks: SUCCESS, with the failure inside the response.
     17. The response does not fit its page: INVALID_PARAM.
     """
+    with platform.aside:
+        prepared = _tried(platform, buffer)
+    if prepared is None or not _holds_still(platform, buffer, prepared):
+        prepared = _prepare(platform, buffer)
+    _answer(platform, buffer, prepared)
+
+
+class _Prepared(NamedTuple):
+    """A request up to its answer, and what that stands on: replaced as a whole, or only counted up."""
+
+    guest: GuestContext
+    response_entry: RmpEntry
+    variables: PlatformVariables
+    counts: list[int]
+    counter: int
+    key: MessageKey
+    header: MessageHeader
+    payload: bytes
+    request: Request
+    response: bytes | None
+    """None: to be made when no other command can run any more."""
+
+
+def _tried(platform: Platform, buffer: GuestRequest) -> _Prepared | None:
+    """`_prepare` beside other commands; None: refused, for the time being."""
+    try:
+        return _prepare(platform, buffer)
+    except (FirmwareFault, BusError, LookupError):  # LookupError: the keys of a guest that ends just now
+        return None
+
+
+def _holds_still(platform: Platform, buffer: GuestRequest, prepared: _Prepared) -> bool:
+    """Whether nothing happened to what the answer stands on."""
+    return (
+        platform.chip.variables is prepared.variables
+        and platform.guests.get(buffer.gctx_paddr) is prepared.guest
+        and platform.rmp[buffer.response_paddr] is prepared.response_entry
+        and prepared.guest.message_counts is prepared.counts
+        and prepared.counts[prepared.header.msg_vmpck] == prepared.counter
+    )
+
+
+def _prepare(platform: Platform, buffer: GuestRequest) -> _Prepared:
+    """Checks 1 to 15 and 17, and the response of a request that changes nothing."""
+    variables = platform.chip.variables  # before anything that is read of them
     guest, response_entry = _find_guest(platform, buffer)
     page = platform.memory.read(buffer.request_paddr & ~_PAGE_MASK, MESSAGE_PAGE)
     offset = buffer.request_paddr & _PAGE_MASK
     message = page[offset:] if offset else page
-    while not _answer(platform, buffer, message, guest, response_entry):
-        guest, response_entry = _find_guest(platform, buffer)
-
-
-def _answer(
-    platform: Platform, buffer: GuestRequest, message: bytes, guest: GuestContext, response_entry: RmpEntry
-) -> bool:
-    """Checks 8 to 17 and the response; False when other commands changed what it stands on."""
     header = _checked_header(message)
     vmpck = header.msg_vmpck
-    key = guest.message_keys[vmpck]
+    counts, key = guest.message_counts, guest.message_keys[vmpck]
     try:
         payload = key.open(message, header.msg_size)
     except TagMismatch:
         raise FirmwareFault(FirmwareStatus.BAD_MEASUREMENT) from None  # 12
-    counter = guest.message_counts[vmpck]
+    counter = counts[vmpck]
     if counter == COUNTER_MAX or header.msg_seqno != counter + 1:
         raise FirmwareFault(FirmwareStatus.AEAD_OFLOW)  # 13
     request = _known_request(platform, header)
-    emit = platform.trace.emit
-    if emit is not None:
+    # before 16, of which nothing is seen when this fails: a guest that exports itself must not be lost
+    response_size = request.response_size or header.msg_size
+    if (buffer.response_paddr & _PAGE_MASK) + HDR_SIZE + response_size > MESSAGE_PAGE:
+        raise FirmwareFault(FirmwareStatus.INVALID_PARAM)  # 17
+    if (emit := platform.trace.emit) is not None:
         emit(
             trace.MessageOpened(
                 by="firmware",
@@ -92,30 +136,28 @@ def _answer(
                 payload_size=header.msg_size,
             )
         )
-    response_size = request.response_size or header.msg_size
-    # before 16, of which nothing is seen when this fails: a guest that exports itself must not be lost
-    if (buffer.response_paddr & _PAGE_MASK) + HDR_SIZE + response_size > MESSAGE_PAGE:
-        raise FirmwareFault(FirmwareStatus.INVALID_PARAM)  # 17
-    variables, counts = platform.chip.variables, guest.message_counts
-    response = request.handler(platform, guest, payload, vmpck)
-    if request.signs and (
-        platform.chip.variables is not variables
-        or platform.guests.get(buffer.gctx_paddr) is not guest
-        or platform.rmp[buffer.response_paddr] is not response_entry
-        or guest.message_counts is not counts
-        or counts[vmpck] != counter
-    ):
-        return False
+    response = request.handler(platform, guest, payload, vmpck) if request.signs else None
+    return _Prepared(
+        guest, response_entry, variables, counts, counter, key, header, payload, request, response
+    )
+
+
+def _answer(platform: Platform, buffer: GuestRequest, prepared: _Prepared) -> None:
+    """Check 16 and the response, while no other command runs."""
+    header, request, counter = prepared.header, prepared.request, prepared.counter
+    vmpck, response = header.msg_vmpck, prepared.response
+    if response is None:
+        response = request.handler(platform, prepared.guest, prepared.payload, vmpck)
     answer = message_header(
         msg_seqno=counter + 2,
         msg_type=header.msg_type + 1,
         msg_version=header.msg_version,
-        msg_size=response_size,
+        msg_size=request.response_size or header.msg_size,
         msg_vmpck=vmpck,
     )
-    platform.memory.write(buffer.response_paddr, key.seal(answer, response))
-    counts[vmpck] = counter + 2  # of the keys that answered: an absorbed context has its own
-    if emit is not None:
+    platform.memory.write(buffer.response_paddr, prepared.key.seal(answer, response))
+    prepared.counts[vmpck] = counter + 2  # of the keys that answered: an absorbed context has its own
+    if (emit := platform.trace.emit) is not None:
         emit(
             trace.MessageSealed(
                 by="firmware",
@@ -125,7 +167,6 @@ def _answer(
                 payload_size=len(response),
             )
         )
-    return True
 
 
 def _find_guest(platform: Platform, buffer: GuestRequest) -> tuple[GuestContext, RmpEntry]:

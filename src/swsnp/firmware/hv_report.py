@@ -56,9 +56,10 @@ def _answer(platform: Platform, buffer: HvReportReq) -> bool:
     require(not page.page_size, FirmwareStatus.INVALID_PAGE_SIZE)
     require(guest.state is GuestState.RUNNING, FirmwareStatus.INVALID_GUEST_STATE)
     variables = platform.chip.variables
-    answer = report_response(
-        platform, guest, vmpl=HV_REPORT_VMPL, report_data=_NO_REPORT_DATA, key_sel=buffer.key_sel
-    )
+    with platform.aside:
+        answer = report_response(
+            platform, guest, vmpl=HV_REPORT_VMPL, report_data=_NO_REPORT_DATA, key_sel=buffer.key_sel
+        )
     if (
         platform.chip.variables is not variables
         or platform.guests.get(buffer.gctx_paddr) is not guest

@@ -61,8 +61,8 @@ _NO_REPORT: Final = bytes(REPORT_SIZE)
 class Request(NamedTuple):
     """One kind of request: payload size, size of the response's payload (0: as the request's), what answers.
 
-    The handler is given platform, guest, payload and the number of the VMPCK it came under. `signs`: other
-    commands may run before the handler is done.
+    The handler is given platform, guest, payload and the number of the VMPCK it came under. `signs`: the
+    handler changes nothing, and other commands may run before it is done.
     """
 
     size: int

@@ -5,6 +5,7 @@ Source: AMD 56860, platform management and commands 81h..86h, C9h, CBh; legacy G
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -30,7 +31,7 @@ from swsnp.hardware.memory import PAGE, BusError, SystemMemory
 from swsnp.hardware.rmp import PageState, Rmp, RmpEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from types import TracebackType
 
     from swsnp.firmware.chip import Chip
     from swsnp.firmware.context import GuestContext
@@ -67,13 +68,31 @@ class AsidState(Enum):
     IN_USE = "in use"
 
 
+class _Aside:
+    """A lock that is let go inside, and held again afterwards."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, lock: Turn) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.release()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.acquire()
+
+
 class Platform:
     """What the firmware knows between commands."""
 
     def __init__(
         self, chip: Chip, *, memory: SystemMemory, rmp: Rmp, trace: Trace, lock: Turn | None = None
     ) -> None:
-        self._lock = lock
+        self.aside: AbstractContextManager[None] = nullcontext() if lock is None else _Aside(lock)
+        """Other commands may run inside: for work that changes no state."""
         self.chip = chip
         self.memory = memory
         self.rmp = rmp
@@ -86,16 +105,6 @@ class Platform:
         self.max_asid = chip.settings.max_asid
         self.wbinvd_done = True
         """Whether every core executed WBINVD since an ASID was deactivated; a host model may clear it."""
-
-    def aside(self, work: Callable[[bytes], bytes], data: bytes) -> bytes:
-        """Do work that touches no state, and let other commands run meanwhile."""
-        if self._lock is None:
-            return work(data)
-        self._lock.release()
-        try:
-            return work(data)
-        finally:
-            self._lock.acquire()
 
     def require_init(self) -> None:
         """The platform state check of guest commands."""

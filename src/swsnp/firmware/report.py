@@ -133,7 +133,7 @@ def build_report(
     signing_key, key = choose_key(chip, key_sel)
     before, middle, after = _parts(chip, guest, signing_key)
     signed = b"".join((before, vmpl.to_bytes(4, "little"), middle, report_data, after))
-    signature = _NO_SIGNATURE if key is None else platform.aside(key.sign, signed)
+    signature = _NO_SIGNATURE if key is None else key.sign(signed)
     if (emit := platform.trace.emit) is not None:
         emit(
             trace.ReportSigned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ from swsnp.abi.snp_command import FirmwareStatus as S
 from swsnp.abi.snp_message import MsgReportRspHeader
 from swsnp.abi.snp_report import AttestationReport
 from swsnp.crypto.ecdsa import verify
+from swsnp.firmware.platform import Platform
 from swsnp.firmware.settings import ApiVersion
 from swsnp.hardware.rmp import RmpEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.unit.firmware.conftest import MakeRig, Rig
 
@@ -100,12 +102,13 @@ def test_other_commands_may_run_while_it_is_signed(
     guest, page = later.running(), later.page()
     wanted: list[S] = []
 
-    def aside(work: Callable[[bytes], bytes], data: bytes) -> bytes:
+    @contextmanager
+    def aside() -> Iterator[None]:
+        yield
         if not wanted:
             wanted.append(meanwhile(later, guest.gctx, page))
-        return work(data)
 
-    monkeypatch.setattr(later.platform, "aside", aside)
+    monkeypatch.setattr(Platform, "aside", property(lambda _: aside()), raising=False)
     assert [_ask(later, guest.gctx, page)] == wanted
     if wanted == [S.SUCCESS]:
         assert not any(AttestationReport.parse(later.memory.read(page, 0x4C0)[0x20:]).chip_id)

@@ -1,21 +1,26 @@
-"""While a report is signed other commands may run: the request is still as if done in one piece."""
+"""Until a request's answer is ready other commands may run: it is still as if done in one piece."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from swsnp.abi.snp_command import Command, Config, ConfigFlags, GctxAddress, PageReclaim
+from swsnp.abi.snp_command import Command, Config, ConfigFlags, GctxAddress, PageReclaim, PlatformState
 from swsnp.abi.snp_command import FirmwareStatus as S
 from swsnp.abi.snp_message import MsgReportReq
 from swsnp.abi.snp_report import AttestationReport
 from swsnp.crypto.ecdsa import verify
 from swsnp.firmware.mailbox import Mailbox
+from swsnp.firmware.platform import Platform
+from swsnp.hardware.memory import SystemMemory
 from swsnp.hardware.rmp import RmpEntry
 from swsnp.hardware.turn import Turn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.unit.firmware.conftest import Arm, MakeRig, Rig
 
 REQUEST = bytes(MsgReportReq(report_data=b"\x5a" * 64))
@@ -105,6 +110,37 @@ def test_commands_for_others_change_nothing(rig: Rig, make_rig: MakeRig, meanwhi
     assert len(signed) == 1
 
 
+def test_a_guest_that_ends_before_its_key_is_fetched_gets_no_answer(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SNP_DECOMMISSION between the look at the guest and at its keys: INVALID_GUEST."""
+    guest = rig.running()
+    genuine, ended = SystemMemory.read, list[int]()
+
+    def read(memory: SystemMemory, address: int, size: int) -> bytes:
+        if size == 4096 and not ended:
+            ended.append(rig.command(Command.SNP_DECOMMISSION, GctxAddress(gctx_paddr=guest.gctx)))
+        return genuine(memory, address, size)
+
+    monkeypatch.setattr(SystemMemory, "read", read)
+    assert rig.request(guest, REQUEST).status == S.INVALID_GUEST
+    assert ended == [S.SUCCESS]
+
+
+def test_what_is_refused_meanwhile_is_asked_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal counts when no other command can run: here SNP becomes INIT before that."""
+    guest = rig.running()
+    rig.platform.state = PlatformState.UNINIT
+
+    @contextmanager
+    def aside() -> Iterator[None]:
+        yield
+        rig.platform.state = PlatformState.INIT
+
+    monkeypatch.setattr(Platform, "aside", property(lambda _: aside()), raising=False)
+    assert rig.request(guest, REQUEST).status == S.SUCCESS
+
+
 def test_the_lock_is_free_during_the_signature_and_held_after(rig: Rig, meanwhile: Arm) -> None:
     """One lock per chip; a signature, which is most of a request's time, does not hold it."""
     lock = Turn()
@@ -120,15 +156,11 @@ def test_the_lock_is_free_during_the_signature_and_held_after(rig: Rig, meanwhil
     assert seen == [False]
 
 
-def test_the_lock_is_held_again_when_signing_fails(rig: Rig, meanwhile: Arm) -> None:
+def test_the_lock_is_held_again_when_signing_fails(rig: Rig) -> None:
     """An interrupt of the host during the signature leaves the lock as the caller expects it."""
     lock = Turn()
     mailbox = Mailbox(rig.chip, memory=rig.memory, rmp=rig.rmp, trace=rig.trace, lock=lock)
-
-    def interrupted(_: bytes) -> bytes:
-        raise KeyboardInterrupt
-
     with lock:
-        with pytest.raises(KeyboardInterrupt):
-            mailbox.platform.aside(interrupted, b"")
+        with pytest.raises(KeyboardInterrupt), mailbox.platform.aside:
+            raise KeyboardInterrupt
         assert lock.locked()
