@@ -146,9 +146,9 @@ class HostStream:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        os.close(self._stop)  # before the reader is woken: it must not read on
         if self._port is not None:
             self._port.stop()
-        os.close(self._stop)
         for each in self._threads:
             each.join()
         os.close(self._stopped)
