@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -84,9 +85,10 @@ def _place(thread: threading.Thread) -> str:
 def _first_end(
     stops: queue.SimpleQueue[tuple[int, StopReason | BaseException]], timeout_s: float | None
 ) -> StopReason:
+    end = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         try:
-            vcpu, stop = stops.get(timeout=timeout_s)
+            vcpu, stop = stops.get(timeout=None if end is None else max(0, end - time.monotonic()))
         except queue.Empty:
             return TimedOut(timeout_s or 0)
         if isinstance(stop, BaseException):

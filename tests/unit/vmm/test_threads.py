@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import queue
 import re
 import struct
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from swsnp.abi.kvm import ExitReason, MpState
+from swsnp.vmm import threads
 from swsnp.vmm.config import VmConfig
 from swsnp.vmm.launch import RunningVm, launch
 from swsnp.vmm.stop import GuestShutdown, Idle, PoweredOff, PowerSwitch, TimedOut, UnhandledExit
@@ -218,6 +221,23 @@ def test_timeout_after_a_thread_has_ended(host: FakeHost) -> None:
     stop = vm.run_all(0.2)
     assert isinstance(stop, TimedOut)
     assert stop.threads[1] == "no place of ours: it has ended"
+
+
+def test_timeout_counts_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vCPU that becomes idle for good does not give the others more time."""
+    clock, waits = [100.0], list[float]()
+
+    class Stops:
+        def get(self, timeout: float) -> tuple[int, Idle]:
+            waits.append(timeout)
+            clock[0] += 2
+            if len(waits) > 3:
+                raise queue.Empty
+            return len(waits), IDLE
+
+    monkeypatch.setattr(threads, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    assert threads._first_end(Stops(), 5) == TimedOut(5)  # type: ignore[arg-type]
+    assert waits == [5, 3, 1, 0]
 
 
 def test_errors_come_out(host: FakeHost) -> None:
