@@ -13,7 +13,7 @@ from swsnp.abi.kvm import MpState
 from swsnp.vmm.stop import Idle, StopReason, TimedOut
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from swsnp.vmm.run import VcpuRunner
 
@@ -25,7 +25,12 @@ _PATIENCE_S: Final = 0.5
 """How often a thread that has to end is interrupted again, should it have missed the first time."""
 
 
-def run_all(runners: Sequence[VcpuRunner], timeout_s: float | None = None) -> StopReason:
+def run_all(
+    runners: Sequence[VcpuRunner],
+    timeout_s: float | None = None,
+    *,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> StopReason:
     """Run every vCPU until the VM has come to an end.
 
     It ends with the boot processor's stop, or with any vCPU's other than being idle. A vCPU that was not
@@ -34,6 +39,7 @@ def run_all(runners: Sequence[VcpuRunner], timeout_s: float | None = None) -> St
     Args:
         runners: by vCPU number.
         timeout_s: after so many seconds the VM is stopped; None: never.
+        monotonic: the clock that they are measured with.
 
     Returns:
         Why it ended; `TimedOut` after `timeout_s`.
@@ -59,7 +65,7 @@ def run_all(runners: Sequence[VcpuRunner], timeout_s: float | None = None) -> St
     for thread in threads:
         thread.start()
     try:
-        stop = _first_end(stops, timeout_s)
+        stop = _first_end(stops, timeout_s, monotonic)
         if isinstance(stop, TimedOut):  # before they are interrupted
             return replace(stop, threads=tuple(map(_place, threads)))
         return stop
@@ -83,12 +89,14 @@ def _place(thread: threading.Thread) -> str:
 
 
 def _first_end(
-    stops: queue.SimpleQueue[tuple[int, StopReason | BaseException]], timeout_s: float | None
+    stops: queue.SimpleQueue[tuple[int, StopReason | BaseException]],
+    timeout_s: float | None,
+    monotonic: Callable[[], float],
 ) -> StopReason:
-    end = None if timeout_s is None else time.monotonic() + timeout_s
+    end = None if timeout_s is None else monotonic() + timeout_s
     while True:
         try:
-            vcpu, stop = stops.get(timeout=None if end is None else max(0, end - time.monotonic()))
+            vcpu, stop = stops.get(timeout=None if end is None else max(0, end - monotonic()))
         except queue.Empty:
             return TimedOut(timeout_s or 0)
         if isinstance(stop, BaseException):
