@@ -81,6 +81,7 @@ class _Prepared(NamedTuple):
     header: MessageHeader
     payload: bytes
     request: Request
+    response_size: int
     response: bytes | None
     """None: to be made when no other command can run any more."""
 
@@ -96,9 +97,13 @@ def _tried(platform: Platform, buffer: GuestRequest) -> _Prepared | None:
 def _holds_still(platform: Platform, buffer: GuestRequest, prepared: _Prepared) -> bool:
     """Whether nothing happened to what the answer stands on."""
     return (
-        platform.chip.variables is prepared.variables
-        and platform.guests.get(buffer.gctx_paddr) is prepared.guest
-        and platform.rmp[buffer.response_paddr] is prepared.response_entry
+        platform.is_unchanged(
+            prepared.variables,
+            gctx_paddr=buffer.gctx_paddr,
+            guest=prepared.guest,
+            page=buffer.response_paddr,
+            entry=prepared.response_entry,
+        )
         and prepared.guest.message_counts is prepared.counts
         and prepared.counts[prepared.header.msg_vmpck] == prepared.counter
     )
@@ -138,21 +143,31 @@ def _prepare(platform: Platform, buffer: GuestRequest) -> _Prepared:
         )
     response = request.handler(platform, guest, payload, vmpck) if request.signs else None
     return _Prepared(
-        guest, response_entry, variables, counts, counter, key, header, payload, request, response
+        guest,
+        response_entry,
+        variables,
+        counts,
+        counter,
+        key,
+        header,
+        payload,
+        request,
+        response_size,
+        response,
     )
 
 
 def _answer(platform: Platform, buffer: GuestRequest, prepared: _Prepared) -> None:
     """Check 16 and the response, while no other command runs."""
-    header, request, counter = prepared.header, prepared.request, prepared.counter
+    header, counter = prepared.header, prepared.counter
     vmpck, response = header.msg_vmpck, prepared.response
     if response is None:
-        response = request.handler(platform, prepared.guest, prepared.payload, vmpck)
+        response = prepared.request.handler(platform, prepared.guest, prepared.payload, vmpck)
     answer = message_header(
         msg_seqno=counter + 2,
         msg_type=header.msg_type + 1,
         msg_version=header.msg_version,
-        msg_size=request.response_size or header.msg_size,
+        msg_size=prepared.response_size,
         msg_vmpck=vmpck,
     )
     platform.memory.write(buffer.response_paddr, prepared.key.seal(answer, response))

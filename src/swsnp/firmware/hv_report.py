@@ -60,10 +60,8 @@ def _answer(platform: Platform, buffer: HvReportReq) -> bool:
         answer = report_response(
             platform, guest, vmpl=HV_REPORT_VMPL, report_data=_NO_REPORT_DATA, key_sel=buffer.key_sel
         )
-    if (
-        platform.chip.variables is not variables
-        or platform.guests.get(buffer.gctx_paddr) is not guest
-        or platform.rmp[buffer.hv_report_paddr] is not page
+    if not platform.is_unchanged(
+        variables, gctx_paddr=buffer.gctx_paddr, guest=guest, page=buffer.hv_report_paddr, entry=page
     ):
         return False
     platform.memory.write(buffer.hv_report_paddr, answer)

@@ -33,7 +33,7 @@ from swsnp.hardware.rmp import PageState, Rmp, RmpEntry
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from swsnp.firmware.chip import Chip
+    from swsnp.firmware.chip import Chip, PlatformVariables
     from swsnp.firmware.context import GuestContext
     from swsnp.hardware.turn import Turn
     from swsnp.trace import Trace
@@ -105,6 +105,30 @@ class Platform:
         self.max_asid = chip.settings.max_asid
         self.wbinvd_done = True
         """Whether every core executed WBINVD since an ASID was deactivated; a host model may clear it."""
+
+    def is_unchanged(
+        self,
+        variables: PlatformVariables,
+        *,
+        gctx_paddr: int,
+        guest: GuestContext,
+        page: int,
+        entry: RmpEntry,
+    ) -> bool:
+        """Whether what was made aside still stands on the same: each is replaced as a whole when it changes.
+
+        Args:
+            variables: of the chip, as they were.
+            gctx_paddr: where `guest` was.
+            guest: whom it is for.
+            page: where it goes.
+            entry: the page's RMP entry, as it was.
+        """
+        return (
+            self.chip.variables is variables
+            and self.guests.get(gctx_paddr) is guest
+            and self.rmp[page] is entry
+        )
 
     def require_init(self) -> None:
         """The platform state check of guest commands."""

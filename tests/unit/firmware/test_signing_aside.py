@@ -13,7 +13,6 @@ from swsnp.abi.snp_message import MsgReportReq
 from swsnp.abi.snp_report import AttestationReport
 from swsnp.crypto.ecdsa import verify
 from swsnp.firmware.mailbox import Mailbox
-from swsnp.firmware.platform import Platform
 from swsnp.hardware.memory import SystemMemory
 from swsnp.hardware.rmp import RmpEntry
 from swsnp.hardware.turn import Turn
@@ -127,7 +126,7 @@ def test_a_guest_that_ends_before_its_key_is_fetched_gets_no_answer(
     assert ended == [S.SUCCESS]
 
 
-def test_what_is_refused_meanwhile_is_asked_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_meanwhile_is_asked_again(rig: Rig) -> None:
     """A refusal counts when no other command can run: here SNP becomes INIT before that."""
     guest = rig.running()
     rig.platform.state = PlatformState.UNINIT
@@ -137,7 +136,7 @@ def test_what_is_refused_meanwhile_is_asked_again(rig: Rig, monkeypatch: pytest.
         yield
         rig.platform.state = PlatformState.INIT
 
-    monkeypatch.setattr(Platform, "aside", property(lambda _: aside()), raising=False)
+    rig.platform.aside = aside()
     assert rig.request(guest, REQUEST).status == S.SUCCESS
 
 

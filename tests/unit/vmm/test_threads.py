@@ -86,6 +86,18 @@ def interrupted(area: memoryview) -> int:
     return -errno.EINTR
 
 
+def until_interrupted(host: FakeHost) -> Callable[[memoryview], int]:
+    """A vCPU that goes on until somebody interrupts one."""
+    release = threading.Event()
+    host.on_interrupt = lambda _: release.set()
+
+    def waits(area: memoryview) -> int:
+        release.wait(10)
+        return -errno.EINTR
+
+    return waits
+
+
 def keep(found: list[bytes], offset: int, size: int) -> Callable[[memoryview], int]:
     """What lies in the vCPU's memory at the next KVM_RUN."""
 
@@ -174,28 +186,14 @@ def test_boot_processor_ends_it(host: FakeHost) -> None:
 def test_other_processors_end(host: FakeHost) -> None:
     """Any other vCPU's end ends the VM too, but not that it is idle."""
     vm, _ = start(host, vcpus=3)
-    release = threading.Event()
-
-    def first(area: memoryview) -> int:
-        release.wait(10)
-        return -errno.EINTR
-
-    host.runs[0], host.runs[1], host.runs[2] = [first], [], [shutdown]
-    host.on_interrupt = lambda _: release.set()
+    host.runs[0], host.runs[1], host.runs[2] = [until_interrupted(host)], [], [shutdown]
     assert vm.run_all() == GuestShutdown()
 
 
 def test_timeout(host: FakeHost) -> None:
     """After its time a VM is stopped; the next run starts afresh."""
     vm, _ = start(host)
-    release = threading.Event()
-
-    def waits(area: memoryview) -> int:
-        release.wait(10)
-        return -errno.EINTR
-
-    host.runs[0] = [waits]
-    host.on_interrupt = lambda _: release.set()
+    host.runs[0] = [until_interrupted(host)]
     stop = vm.run_all(0.05)
     assert stop == TimedOut(0.05)
     assert isinstance(stop, TimedOut)
@@ -209,14 +207,7 @@ def test_timeout(host: FakeHost) -> None:
 def test_timeout_after_a_thread_has_ended(host: FakeHost) -> None:
     """A vCPU that is idle for good has no thread any more, while another goes on."""
     vm, _ = start(host, vcpus=2)
-    release = threading.Event()
-
-    def waits(area: memoryview) -> int:
-        release.wait(10)
-        return -errno.EINTR
-
-    host.runs[0], host.runs[1] = [waits], []
-    host.on_interrupt = lambda _: release.set()
+    host.runs[0], host.runs[1] = [until_interrupted(host)], []
     stop = vm.run_all(0.2)
     assert isinstance(stop, TimedOut)
     assert stop.threads[1] == "no place of ours: it has ended"
