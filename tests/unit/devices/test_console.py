@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from hypothesis import given
@@ -25,6 +25,10 @@ from swsnp.abi.virtio import (
 from swsnp.testing.virtio_driver import DriverMemory, VirtioDriver
 from swsnp.vmm.devices.console import Console, Port
 from swsnp.vmm.devices.virtio_mmio import VirtioMmio
+from swsnp.vmm.devices.virtqueue import Virtqueue
+
+if TYPE_CHECKING:
+    from swsnp.vmm.devices.virtqueue import Chain
 
 REQUIRED: Final = VIRTIO_F_VERSION_1 | VIRTIO_F_ACCESS_PLATFORM
 MULTIPORT: Final = ConsoleFeature.MULTIPORT
@@ -381,6 +385,56 @@ def test_input_of_a_stopped_port(ready: Rig) -> None:
     ready.ports[3].receive(b"dropped")
     ready.ports[3].receive(b"dropped", wait=False)
     assert ready.read(3) is None
+
+
+def test_end_of_input_comes_last(ready: Rig) -> None:
+    """5.3.6: a reader sees all bytes of a host that has gone, and then that it has gone."""
+    ready.ports[3].receive(b"a" * BUFFER + b"b")
+    ready.ends[3].connected = False
+    ready.ports[3].changed()
+    assert ready.hear() == []
+    assert ready.read(3) == b"a" * BUFFER
+    assert ready.hear() == []
+    assert ready.read(3) == b"b"
+    assert ready.hear() == [], "the driver has offered no buffer since"
+    assert ready.read(3) is None
+    assert ready.hear() == [(3, ConsoleEvent.PORT_OPEN, 0, b"")]
+
+
+def test_end_of_input_is_told_behind_the_bytes(ready: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2.7.8: with more buffers on offer the end follows at once, when the bytes are in the used ring."""
+    control, queue = ready.control_in, ready.queues[console_queue(3)]
+    told: list[tuple[int, int]] = []
+    complete = Virtqueue.complete
+
+    def noted(self: Virtqueue, chain: Chain, written: int) -> None:
+        complete(self, chain, written)
+        told.append((control.used()[0], queue.used()[0]))
+
+    assert ready.hear() == []
+    before = control.used()[0]
+    for index in range(2):
+        queue.describe(index, VirtqDescriptor(addr=queue._base + 0x4000 + 64 * index, len=64, flags=2))
+        queue.offer(index)
+    monkeypatch.setattr(Virtqueue, "complete", noted)
+    ready.ends[3].connected = False
+    ready.ports[3].receive(b"last")
+    assert told == [(before, 1), (before + 1, 1)]
+    assert ready.hear() == [(3, ConsoleEvent.PORT_OPEN, 0, b"")]
+
+
+def test_host_that_went_before_its_bytes_were_read(rig: Rig) -> None:
+    """A port whose bytes wait is open at the host, or a reader would take it for its end."""
+    rig.ports[3].receive(b"early")
+    rig.ends[3].connected = False
+    rig.say(0, ConsoleEvent.DEVICE_READY)
+    rig.hear()
+    rig.say(3, ConsoleEvent.PORT_READY)
+    assert rig.hear() == [(3, ConsoleEvent.PORT_OPEN, 1, b"")]
+    rig.open(3)
+    assert rig.read(3) == b"early"
+    assert rig.read(3) is None
+    assert rig.hear() == [(3, ConsoleEvent.PORT_OPEN, 0, b"")]
 
 
 # Drivers without ports, resets

@@ -95,7 +95,7 @@ class Port:
         self._kick(console_queue(self.number) + 1)
 
     def changed(self) -> None:
-        """`connected` of the end is another than before."""
+        """`connected` of the end is another than before; that nobody is there is told behind what waits."""
         self._kick(CONSOLE_CONTROL_IN)
 
     def stop(self) -> None:
@@ -123,11 +123,13 @@ class Port:
         if not chain.room:
             raise DriverFault(f"console port {self.number}: no room in a buffer for input")
         with self._taken:
-            if not self._waiting or not self.opened:
-                return None
-            piece = bytes(self._waiting[: chain.room])
+            piece = bytes(self._waiting[: chain.room]) if self.opened else b""
             del self._waiting[: len(piece)]
             self._taken.notify_all()
+        if not piece:
+            if not self.end.connected:  # not before: what was given last is in the used ring only now
+                self._kick(CONSOLE_CONTROL_IN)
+            return None
         chain.write(piece)
         return len(piece)
 
@@ -147,10 +149,12 @@ class Port:
         """The next control message; None when the driver knows everything."""
         if self._owed:
             return self._owed.pop(0)
-        if not self._ready or (connected := self.end.connected) == self._said_open:
+        # Linux takes a port that is closed at the host for its end, though bytes may wait
+        is_open = self.end.connected or bool(self._waiting)
+        if not self._ready or is_open == self._said_open:
             return None
-        self._said_open = connected
-        return self._message(ConsoleEvent.PORT_OPEN, int(connected))
+        self._said_open = is_open
+        return self._message(ConsoleEvent.PORT_OPEN, int(is_open))
 
     def _message(self, event: ConsoleEvent, value: int) -> bytes:
         return bytes(ConsoleControl(id=self.number, event=event, value=value))
