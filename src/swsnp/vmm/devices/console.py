@@ -6,6 +6,10 @@ A port has a number, and a name or the duty of a console; with VIRTIO_CONSOLE_F_
 that by control messages. What is owed to the driver follows from each port's state, so that a driver which
 asks again and again, and takes nothing, fills no queue of ours. A driver without the feature has port 0, open
 at once.
+
+A reader in a Linux guest takes it for the end of the bytes that the port is closed at the host, and looks for
+bytes before that, not again after. So the driver is told only when it has offered all buffers again that had
+bytes: Linux does once they are read.
 """
 
 from __future__ import annotations
@@ -69,6 +73,10 @@ class Port:
         self._kick: Callable[[int], None] = lambda _: None
         self._owed: list[bytes] = []
         self._ready = self._said_open = False
+        self._buffers = 0
+        """How many buffers for input the driver has, as far as it has shown them."""
+        self._unread = False
+        """Some of them are not back since there were bytes in them."""
         self._waiting = bytearray()
         self._taken = threading.Condition()
         self._stopped = False
@@ -117,6 +125,7 @@ class Port:
     def begin(self, *, opened: bool) -> None:
         """A driver knows nothing of it yet; whether the guest reads and writes without saying so."""
         self._owed, self._ready, self._said_open, self.opened = [], False, False, opened
+        self._buffers, self._unread = 0, False
 
     def give(self, chain: Chain) -> int | None:
         """Bytes for the guest, as many as wait and have room."""
@@ -126,12 +135,15 @@ class Port:
             piece = bytes(self._waiting[: chain.room]) if self.opened else b""
             del self._waiting[: len(piece)]
             self._taken.notify_all()
-        if not piece:
-            if not self.end.connected:  # not before: what was given last is in the used ring only now
-                self._kick(CONSOLE_CONTROL_IN)
-            return None
-        chain.write(piece)
-        return len(piece)
+        self._buffers = max(self._buffers, chain.on_offer)
+        if piece:
+            self._unread = True
+            chain.write(piece)
+            return len(piece)
+        if self._unread and chain.on_offer == self._buffers:
+            self._unread = False
+            self._kick(CONSOLE_CONTROL_IN)
+        return None
 
     def add(self) -> None:
         """The driver wants to hear of its ports."""
@@ -149,8 +161,7 @@ class Port:
         """The next control message; None when the driver knows everything."""
         if self._owed:
             return self._owed.pop(0)
-        # Linux takes a port that is closed at the host for its end, though bytes may wait
-        is_open = self.end.connected or bool(self._waiting)
+        is_open = self.end.connected or bool(self._waiting) or self._unread
         if not self._ready or is_open == self._said_open:
             return None
         self._said_open = is_open

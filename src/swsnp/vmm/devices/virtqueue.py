@@ -56,12 +56,17 @@ class Buffer(NamedTuple):
 
 
 class Chain:
-    """One request: buffers for the device to read, then buffers for it to write."""
+    """One request: buffers for the device to read, then buffers for it to write.
+
+    Attributes:
+        on_offer: how many chains the driver's queue held for the device, this one and those behind it.
+    """
 
     def __init__(
         self, memory: SharedMemory, head: int, readable: list[Buffer], writable: list[Buffer]
     ) -> None:
         self.head = head
+        self.on_offer = 1
         self._memory = memory
         self._readable, self._writable = readable, writable
 
@@ -141,11 +146,13 @@ class Virtqueue:
         count = (index - self._taken) % _INDICES
         if count > self.size:
             raise DriverFault(f"available ring: got {count} new entries, wanted at most {self.size}")
-        for _ in range(count):
+        for on_offer in range(count, 0, -1):
             slot = self.available + _RING_HEAD + _U16.size * (self._taken % self.size)
             (head,) = _U16.unpack(_read(self._memory, slot, _U16.size))
             self._taken = (self._taken + 1) % _INDICES
-            yield self._chain(head)
+            chain = self._chain(head)
+            chain.on_offer = on_offer
+            yield chain
 
     def put_back(self) -> None:
         """The chain that was yielded last is offered again next time."""
