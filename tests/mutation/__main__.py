@@ -30,7 +30,14 @@ SOURCES: Final = [
         *("cli/measure.py", "cli/measure_explain.py", "cli/measure_kernel.py"),
         *("cli/qemu_options.py", "cli/qemu_values.py", "cli/qemu_chardevs.py", "cli/qemu_devices.py"),
         *("cli/qemu_drives.py", "cli/qemu_netdevs.py", "cli/qemu_ports.py", "cli/vm_devices.py"),
-        *("cli/kds", "cli/vm.py", "cli/vm_firmware.py", "cli/vm_kernel.py", "cli/vm_program.py"),
+        *(
+            "cli/kds",
+            "cli/vm.py",
+            "cli/vm_firmware.py",
+            "cli/vm_input.py",
+            "cli/vm_kernel.py",
+            "cli/vm_program.py",
+        ),
         "cli/vm_terminal.py",
     )
 ]

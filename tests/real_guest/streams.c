@@ -3,7 +3,8 @@
 //   streams TO-HOST FROM-HOST SERVER PORT
 //
 // Static. Writes 300,000 bytes to the first port, which is /dev/vportNpM by its name in /sys; says back what a line of the
-// second says, in capitals; gives eth0 the address 10.0.2.15 and writes what an HTTP server answers to standard output.
+// second says, in capitals; gives eth0 the address 10.0.2.15 and writes what an HTTP server answers to standard output;
+// then all of standard input.
 
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -96,6 +97,16 @@ static void capitals(const char *name)
     close(port);
 }
 
+static void input(void)
+{
+    char data[3000];
+    ssize_t got;
+    while ((got = read(STDIN_FILENO, data, sizeof data)) > 0)
+        write_all(STDOUT_FILENO, data, got);
+    if (got < 0)
+        fail("standard input");
+}
+
 static void set(int any, unsigned long call, struct ifreq *request, const char *address)
 {
     struct sockaddr_in *where = (struct sockaddr_in *)&request->ifr_addr;
@@ -139,5 +150,6 @@ int main(int count, char **words)
     many_bytes(words[1]);
     capitals(words[2]);
     network(words[3], words[4]);
+    input();
     return 0;
 }

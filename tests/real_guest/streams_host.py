@@ -1,7 +1,7 @@
 """`python -m tests.real_guest.streams_host JOB KERNEL`: boot a guest with ports and a network; be its peer.
 
 Runs where guests run. Leaves in JOB what the guest wrote to its first port (`many`) and what it said back on
-its second (`capitals`); standard output and exit status are the guest's.
+its second (`capitals`); standard output and exit status are the guest's, whose standard input is `INPUT`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Final
 from tests.real_guest.guests import COMMAND_LINE, MEMORY, Guest
 from tests.real_guest.place import BUILD
 
-__all__ = ["LINE", "PAGE", "main"]
+__all__ = ["INPUT", "LINE", "PAGE", "main"]
 
 PAGE: Final = bytes(range(256)) * 80
 LINE: Final = b"hello guest\n"
+INPUT: Final = bytes(range(255, -1, -1)) * 400 + b"end"
 _BUSYBOX: Final = BUILD / "busybox" / "bin" / "busybox"
 _DUMMY: Final = "lib/modules/*/kernel/drivers/net/dummy.ko"
 
@@ -46,9 +47,11 @@ def main(job: Path, kernel: str) -> int:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "port"
-        with subprocess.Popen(_command(job, kernel, path, server.server_port)) as guest:
+        command = _command(job, kernel, path, server.server_port)
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as guest:
             talk = threading.Thread(target=_talk, args=(guest, path, job), daemon=True)
             talk.start()
+            guest.communicate(INPUT)
             status = guest.wait()
         talk.join(10)
     return status

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from tests.real_guest.streams import STREAMS
-from tests.real_guest.streams_host import LINE, PAGE
+from tests.real_guest.streams_host import INPUT, LINE, PAGE
 
 if TYPE_CHECKING:
     from tests.real_guest.conftest import Answers
@@ -34,4 +34,9 @@ def test_network(answers: Answers) -> None:
     """VIRTIO 1.2, 5.1, and passt(1): a page of this host's, by HTTP over 10.0.2.2."""
     head, _, body = answers.of(STREAMS).out.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200")
-    assert body == PAGE
+    assert body[: len(PAGE)] == PAGE
+
+
+def test_input_of_a_program(answers: Answers) -> None:
+    """The standard input is the program's: bytes of any value, in order, and then its end."""
+    assert answers.of(STREAMS).out[-len(INPUT) :] == INPUT

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     from swsnp.cli.qemu_values import Converter
 
-__all__ = ["Chardev", "STDIO", "chardev_of"]
+__all__ = ["STDIN", "STDIO", "Chardev", "chardev_of"]
 
 STDIO: Final = "stdio"
+STDIN: Final = "stdin"
+"""Of the port that has the input of a program; no option names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

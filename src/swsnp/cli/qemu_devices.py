@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from swsnp.cli.qemu_chardevs import STDIO, Chardev, chardev_of
 from swsnp.cli.qemu_drives import Drive, block_node, drive_of, serial_value
 from swsnp.cli.qemu_netdevs import Netdev, NetDevice, default_mac, mac_value, netdev_of, nic_of
-from swsnp.cli.qemu_ports import PORTS, SERIAL_DEVICES, Bus, SerialDevice, bus_of
+from swsnp.cli.qemu_ports import PORTS, SERIAL_DEVICES, Bus, SerialDevice, bus_of, with_input
 from swsnp.cli.qemu_values import Parts, convert_all, kind_and_rest, text_value
 from swsnp.errors import UsageError
 
@@ -32,6 +32,7 @@ __all__ = [
     "EntropyDevice",
     "devices_of",
     "uses_stdio",
+    "with_program_input",
 ]
 
 DEVICE_OPTIONS: Final = ("drive", "blockdev", "chardev", "netdev", "nic", "device")
@@ -119,6 +120,15 @@ def uses_stdio(device: AnyDevice) -> int:
     """How many ports of a device have the standard input and output."""
     ports = device.ports if isinstance(device, SerialDevice) else ()
     return sum(each.chardev.kind == STDIO for each in ports)
+
+
+def with_program_input(devices: Iterable[AnyDevice]) -> tuple[AnyDevice, ...]:
+    """The devices of a guest for --exec: where a port has the standard output another has the input.
+
+    Raises:
+        UsageError: no room for it.
+    """
+    return tuple(with_input(each) if isinstance(each, SerialDevice) else each for each in devices)
 
 
 def _numbered(devices: Iterable[AnyDevice]) -> tuple[AnyDevice, ...]:

@@ -5,19 +5,19 @@ Source: the manual page qemu(1); QEMU, hw/char/virtio-serial-bus.c and virtio-co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from swsnp.cli.qemu_chardevs import STDIN, STDIO, Chardev
 from swsnp.cli.qemu_values import number, text_value
 from swsnp.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from swsnp.cli.qemu_chardevs import Chardev
     from swsnp.cli.qemu_values import Converter, Parts
 
-__all__ = ["PORTS", "SERIAL_DEVICES", "Bus", "SerialDevice", "SerialPort", "bus_of"]
+__all__ = ["PORTS", "SERIAL_DEVICES", "Bus", "SerialDevice", "SerialPort", "bus_of", "with_input"]
 
 _MOST_PORTS: Final = 31
 _NAME_SIZE: Final = 255
@@ -39,6 +39,29 @@ class SerialDevice:
 
     ports: tuple[SerialPort, ...] = ()
     most: int | None = None
+
+
+def with_input(device: SerialDevice) -> SerialDevice:
+    """Where a port has the standard output, the device with another, the first that is free: for the input.
+
+    A port that is closed at the host, as it is at the end of input, cannot be written to any more: one port
+    is not enough for both.
+
+    Raises:
+        UsageError: it has no room for one.
+    """
+    if all(each.chardev.kind != STDIO for each in device.ports):
+        return device
+    most = _MOST_PORTS if device.most is None else device.most
+    taken = {each.number for each in device.ports}
+    number = next((each for each in range(1, most) if each not in taken), None)
+    if number is None:
+        raise UsageError(
+            f"-device virtio-serial-device: got {len(taken)} ports of at most {most}, "
+            "wanted room for one more, which the input of --exec takes"
+        )
+    port = SerialPort(number=number, chardev=Chardev(id=STDIN, kind=STDIN))
+    return replace(device, ports=tuple(sorted((*device.ports, port), key=lambda each: each.number)))
 
 
 def _name(text: str) -> str:

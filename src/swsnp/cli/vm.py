@@ -166,7 +166,8 @@ def _add_program_options(command: argparse.ArgumentParser) -> None:
         nargs=REMAINDER,
         metavar="PROGRAM ARGS",
         help="PROGRAM ARGS: a static program of this host, or a path in --exec-dir; all that follows is its. "
-        "Its standard output and exit status become this command's, console and errors go to stderr",
+        "Its standard output and exit status become this command's, console and errors go to stderr; "
+        "standard input is its where a virtserialport has -chardev stdio",
     )
     group.add_argument("--exec-dir", type=Path, metavar="DIR", help="becomes the guest's root directory")
     group.add_argument(

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from swsnp.cli.qemu_chardevs import STDIO
+from swsnp.cli.qemu_chardevs import STDIN, STDIO
 from swsnp.cli.qemu_devices import DiskDevice
 from swsnp.cli.qemu_netdevs import NetDevice, StreamNet, UserNet
 from swsnp.cli.qemu_ports import SerialDevice
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from swsnp.machine.kernel_vm import KernelVm
     from swsnp.machine.ordinary_vm import OrdinaryVm
     from swsnp.vmm.devices.bus import Bus
-    from swsnp.vmm.devices.host_end import HostStream, Nobody
+    from swsnp.vmm.devices.host_end import HostStream, InputEnd, Nobody
     from swsnp.vmm.devices.virtio_mmio import VirtioDevice
     from swsnp.vmm.stop import PowerSwitch
 
@@ -51,12 +51,14 @@ class VmDevices:
     Attributes:
         places: where they are for the guest.
         stdio: the port that has the standard output, and shall have the standard input; or None.
+        input: the end that shall have the standard input of a program; or None.
         on_output: called when the guest has said something to that port.
     """
 
     def __init__(self, wanted: Sequence[AnyDevice]) -> None:
         self.places: Final = virtio_places(len(wanted))
         self.stdio: Port | None = None
+        self.input: InputEnd | None = None
         self.on_output: Callable[[], None] = lambda: None
         self._consoles: list[Console] = []
         self._attached: list[VirtioMmio] = []
@@ -83,7 +85,7 @@ class VmDevices:
         """A console device with its ports' ends, which it keeps over resets of the guest."""
         ports = []
         for each in wanted.ports:
-            end = _host_end(each.chardev, lambda: self.on_output())
+            end = self._end(each.chardev)
             files.callback(end.close)
             port = Port(each.number, end, name=each.name, is_console=each.is_console)
             end.attach(port)
@@ -93,6 +95,14 @@ class VmDevices:
         console = Console(ports, most=wanted.most)
         self._consoles.append(console)
         return console
+
+    def _end(self, wanted: Chardev) -> HostStream | InputEnd | Nobody:
+        if wanted.kind != STDIN:
+            return _host_end(wanted, lambda: self.on_output())
+        from swsnp.vmm.devices.host_end import InputEnd
+
+        self.input = InputEnd()
+        return self.input
 
     def __enter__(self) -> Self:
         return self

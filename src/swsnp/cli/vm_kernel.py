@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swsnp.abi.ghcb import ExitCode, describe_termination
 from swsnp.cli import BAD_VERDICT, GOOD, common
+from swsnp.cli.qemu_devices import with_program_input
 from swsnp.cli.vm_devices import VmDevices
+from swsnp.cli.vm_input import console_input, program_input
 from swsnp.cli.vm_program import program_of
-from swsnp.cli.vm_terminal import Terminal
 from swsnp.cli.vm_trace import read_file, symbols_of, traced
 from swsnp.cpu.plain_kvm import LinuxKvm, probe_for_linux
 from swsnp.errors import HostError, UsageError
@@ -63,6 +62,8 @@ def run_kernel(ours: argparse.Namespace, options: QemuOptions) -> int:
     else:
         _check_config(kernel, options.kernel, ours.kernel_config)
     initrd = read_file(options.initrd) if options.initrd is not None else b""
+    if ours.exec is not None:
+        options = replace(options, devices=with_program_input(options.devices))
     program = program_of(ours, options, kernel)
     if program is not None:
         initrd = initrd + bytes(-len(initrd) % 4) + program.initramfs
@@ -259,7 +260,7 @@ class _Guest:
         flusher.start()
         with self._machine.trace.listen(self._watch, exits=False):
             try:
-                with self._terminal():
+                with self._input():
                     return self.vm.run(timeout_s)
             except KeyboardInterrupt:
                 if self._quit:
@@ -270,22 +271,10 @@ class _Guest:
                 self._flushing.set()
                 flusher.join()
 
-    def _terminal(self) -> AbstractContextManager[object]:
-        """Standard input goes where standard output comes from; a program of --exec has none."""
-        port = self._devices.stdio
-        if self._apart or sys.stdin is None or sys.stdin.closed:
-            return nullcontext()
-        try:
-            fd = sys.stdin.fileno()
-        except (OSError, ValueError):  # what stands for it has no descriptor
-            return nullcontext()
-        if port is None:
-            return Terminal(self._serial.receive, self._interrupt, fd)
-        stack = ExitStack()
-        # keys must not wait for a guest that does not read, or nobody would see ^A x
-        stack.enter_context(Terminal(partial(port.receive, wait=not os.isatty(fd)), self._interrupt, fd))
-        stack.callback(port.stop)
-        return stack
+    def _input(self) -> AbstractContextManager[object]:
+        if self._apart:
+            return program_input(self._devices, self._interrupt)
+        return console_input(self._devices, self._serial.receive, self._interrupt)
 
     def _interrupt(self) -> None:
         self._quit = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from swsnp.cli.qemu_chardevs import STDIO
+from swsnp.cli.qemu_chardevs import STDIN, STDIO
 from swsnp.cli.qemu_devices import DiskDevice, EntropyDevice
 from swsnp.cli.qemu_netdevs import NetDevice
 from swsnp.cli.qemu_ports import SerialDevice
@@ -48,6 +48,11 @@ def program_of(ours: argparse.Namespace, options: QemuOptions, kernel: KernelIma
 
     An ordinary guest has no sev-guest device: what reports need is not loaded there.
 
+    Args:
+        ours: our own options.
+        options: QEMU's; with --exec what `with_program_input` makes of them.
+        kernel: what is to be booted.
+
     Raises:
         UsageError: options of --exec without it, or --module without --modules.
         InputError: program or modules cannot be read, do not fit the guest, or are another kernel's.
@@ -70,21 +75,21 @@ def program_of(ours: argparse.Namespace, options: QemuOptions, kernel: KernelIma
             )
     if root is not None:
         return prepare_root(root, modules)
-    return prepare_program(ours.exec, tree=ours.exec_dir, modules=modules, port=_output_port(options))
+    return prepare_program(ours.exec, tree=ours.exec_dir, modules=modules, ports=_ports(options))
 
 
-def _output_port(options: QemuOptions) -> str:
-    """The guest's name of the port that has the standard output; "" when none has.
+def _ports(options: QemuOptions) -> tuple[str, str] | None:
+    """The guest's names of the ports that have the standard input and output; None when none has.
 
     Linux numbers virtio devices in the order of the namespace.
     """
+    found: dict[str, str] = {}
     for number, device in enumerate(options.devices):
         for port in device.ports if isinstance(device, SerialDevice) else ():
             if port.chardev.kind == STDIO and port.is_console:
                 raise UsageError("-chardev stdio: with --exec wanted a virtserialport, not a virtconsole")
-            if port.chardev.kind == STDIO:
-                return f"vport{number}p{port.number}"
-    return ""
+            found[port.chardev.kind] = f"vport{number}p{port.number}"
+    return (found[STDIN], found[STDIO]) if STDIO in found else None
 
 
 def _modules(ours: argparse.Namespace, options: QemuOptions, root: RootPlan | None) -> list[KernelModule]:

@@ -113,12 +113,21 @@ class Terminal:
         receive: takes the guest's bytes.
         quit_guest: called from another thread after ^A x.
         fd: what is read.
+        at_end: called from another thread when there is no more to be read.
+        release: makes `receive` return, if it waits; called when the block ends. Nothing is read after that.
     """
 
     def __init__(
-        self, receive: Callable[[bytes], None], quit_guest: Callable[[], None], fd: int | None = None
+        self,
+        receive: Callable[[bytes], None],
+        quit_guest: Callable[[], None],
+        fd: int | None = None,
+        *,
+        at_end: Callable[[], None] = lambda: None,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self._receive, self._quit_guest = receive, quit_guest
+        self._at_end, self._release = at_end, release
         self._fd = sys.stdin.fileno() if fd is None else fd
         self._undo = ExitStack()
 
@@ -131,6 +140,7 @@ class Terminal:
             undo.callback(os.close, stopped)
             reader = threading.Thread(target=self._read, args=(stopped, keys), daemon=True)
             undo.callback(reader.join)
+            undo.callback(self._release)
             undo.callback(os.close, stop)
             reader.start()
             self._undo = undo.pop_all()
@@ -142,7 +152,12 @@ class Terminal:
     def _read(self, stopped: int, keys: EscapeKeys | None) -> None:
         while True:
             ready, _, _ = select.select([self._fd, stopped], [], [])
-            if stopped in ready or not (data := os.read(self._fd, _CHUNK)):
+            if stopped in ready:
+                return
+            if (data := self._bytes()) is None:
+                continue
+            if not data:
+                self._at_end()
                 return
             if keys is not None:
                 shown = keys.help
@@ -154,3 +169,13 @@ class Terminal:
             if keys is not None and keys.quit:
                 self._quit_guest()
                 return
+
+    def _bytes(self) -> bytes | None:
+        """What is there; b"" at the end, and where it cannot be read, which is said; None: nothing yet."""
+        try:
+            return os.read(self._fd, _CHUNK)
+        except BlockingIOError:  # somebody else has read it
+            return None
+        except OSError as error:
+            print(f"swsnp vm: standard input: cannot be read: {error.strerror or error}", file=sys.stderr)
+            return b""

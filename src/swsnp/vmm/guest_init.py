@@ -42,7 +42,7 @@ _PAUSE_TIME: Final = struct.pack("<QQ", 0, 10_000_000)
 """struct timespec: 10 ms."""
 _TRIES: Final = 1000
 _POWER_OFF: Final = (0xFEE1DEAD, 672274793, 0x4321FEDC)
-_STDERR: Final = 2
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +64,10 @@ class RootPlan:
 class InitPlan:
     """What the program does.
 
-    `modules` are paths in the guest, in order; `mounts` are type and directory; `output` takes what the
-    program writes, byte for byte: a terminal, or a virtio port (`output_is_port`). What it says on stderr
-    goes to the console. With `root` there is no such program, and `argv`, `environment` and `output` mean
-    nothing.
+    `modules` are paths in the guest, in order; `mounts` are type and directory; `input` is what the program
+    reads, and `output` takes what it writes, byte for byte: a file and a terminal, or virtio ports
+    (`by_ports`). What it says on stderr goes to the console. With `root` there is no such program, and
+    `argv`, `environment`, `input` and `output` mean nothing.
     """
 
     argv: tuple[str, ...] = ()
@@ -75,8 +75,9 @@ class InitPlan:
     modules: tuple[str, ...] = ()
     mounts: tuple[tuple[str, str], ...] = ()
     late_mounts: tuple[tuple[str, str], ...] = ()
+    input: str = "/dev/null"
     output: str = "/dev/ttyS1"
-    output_is_port: bool = False
+    by_ports: bool = False
     root: RootPlan | None = None
 
 
@@ -93,7 +94,7 @@ def build_init(plan: InitPlan) -> bytes:
     if plan.root is not None:
         _become(code, plan.root, [where for _, where in plan.mounts])
         return code.linked()
-    _terminals(code, plan.output, is_port=plan.output_is_port)
+    _terminals(code, plan)
     _run(code, plan)
     return code.linked()
 
@@ -251,40 +252,48 @@ def _load_module(code: _Code, path: str) -> None:
     code.emit("0F 05")
 
 
-def _terminals(code: _Code, output: str, *, is_port: bool) -> None:
-    """Input from nowhere, output as it is, errors to the console; nothing becomes of line feeds."""
+def _terminals(code: _Code, plan: InitPlan) -> None:
+    """Input and output as they are, errors to the console; nothing becomes of line feeds.
+
+    A port that gives input is written to, which waits until the kernel knows that it is open at the host,
+    where that byte is waited for: else a port not open yet would be taken for one at its end.
+    """
     raw = code.data(_RAW)
-    for path, descriptor in (("/dev/null", 0), (output, 1)):
-        _open(code, path, waits=is_port and descriptor == 1)
+    for descriptor, path in enumerate((plan.input, plan.output)):
+        _open(code, path, waits=plan.by_ports)
         code.must(f"open {path}")
         code.emit("48 89 C7")  # mov rdi, rax
         code.move(_RSI, descriptor)
         code.move(_RAX, _DUP2)
         code.emit("0F 05")
-    if not is_port:
-        code.call(_IOCTL, 1, _TCSETS, raw)
-        code.must(f"set {output}, the second serial port")
+    if plan.by_ports:
+        code.call(_WRITE, _STDIN, code.text(""), 1)
+        code.must(f"write to {plan.input}")
+    else:
+        code.call(_IOCTL, _STDOUT, _TCSETS, raw)
+        code.must(f"set {plan.output}, the second serial port")
     code.call(_IOCTL, _STDERR, _TCSETS, raw)
 
 
 def _open(code: _Code, path: str, *, waits: bool) -> None:
     """Open a file; one that comes a moment after its module is waited for."""
+    again, missing, opened = f"open {path} again", f"no {path}", f"opened {path}"
     if waits:
         code.emit(f"41 BD {_TRIES.to_bytes(4, 'little').hex()}")  # mov r13d, tries
-        code.label("open again")
+        code.label(again)
     code.call(_OPEN, code.text(path), _O_RDWR_NOCTTY)
     if waits:
         code.emit(f"48 83 F8 {256 - _ENOENT:02X}")  # cmp rax, -ENOENT
-        code.jump("0F 84", "not there")
+        code.jump("0F 84", missing)
         code.emit(f"48 83 F8 {256 - _ENXIO:02X}")  # cmp rax, -ENXIO: the name is there, its device not yet
-        code.jump("0F 85", "opened")
-        code.label("not there")
+        code.jump("0F 85", opened)
+        code.label(missing)
         code.emit("49 89 C6")  # mov r14, rax
         code.call(_NANOSLEEP, code.data(_PAUSE_TIME), 0)
         code.emit("4C 89 F0")  # mov rax, r14
         code.emit("41 FF CD")  # dec r13d
-        code.jump("0F 85", "open again")
-        code.label("opened")
+        code.jump("0F 85", again)
+        code.label(opened)
 
 
 def _run(code: _Code, plan: InitPlan) -> None:
@@ -322,7 +331,7 @@ def _run(code: _Code, plan: InitPlan) -> None:
 def _end(code: _Code) -> None:
     """Wait until the terminals are empty, then write the status in ebx to the port; else power off."""
     code.label("end")
-    for descriptor in (1, _STDERR):
+    for descriptor in (_STDOUT, _STDERR):
         code.call(_IOCTL, descriptor, _TCSBRK, 1)
     code.call(_IOPERM, EXIT_PORT, 1, 1)
     code.emit("48 85 C0")

@@ -3,8 +3,8 @@
 The guest mounts /proc, /sys, /dev and, where its module is given, configfs, and loads modules.
 
 Then it runs one program. What the program writes to its standard output leaves by the second serial port, or
-by a virtio port, byte for byte; what it writes to its standard error goes to the console among the kernel's
-lines; its exit status leaves by a port.
+by a virtio port, byte for byte, and another virtio port may have its standard input; what it writes to its
+standard error goes to the console among the kernel's lines; its exit status leaves by a port.
 
 Or it mounts the root file system that the command line names, and goes on as that one's first program.
 """
@@ -76,7 +76,7 @@ def prepare_program(
     *,
     tree: Path | None = None,
     modules: Sequence[KernelModule] = (),
-    port: str = "",
+    ports: tuple[str, str] | None = None,
 ) -> GuestProgram:
     """A guest for one command.
 
@@ -85,7 +85,8 @@ def prepare_program(
             the guest's /bin; with `tree` it is a path in the guest.
         tree: a directory that becomes the guest's root, with the program and all that it needs.
         modules: loaded in this order.
-        port: the virtio port for the program's output, as the guest calls it; "": the second serial port.
+        ports: virtio ports for the program's input and output, as the guest calls them; None: it has no
+            input, and the second serial port takes its output.
 
     Raises:
         InputError: program or tree cannot be read, or cannot run in the guest: not for x86-64, or its
@@ -97,8 +98,8 @@ def prepare_program(
     entries = tree_entries(tree) if tree is not None else []
     path = _guest_path(command[0], tree, entries)
     plan = InitPlan(argv=(path, *command[1:]), environment=_ENVIRONMENT)
-    if port:
-        plan = replace(plan, output=f"/dev/{port}", output_is_port=True)
+    if ports is not None:
+        plan = replace(plan, input=f"/dev/{ports[0]}", output=f"/dev/{ports[1]}", by_ports=True)
     return GuestProgram(
         _packed(plan, entries, modules),
         f"{_CONSOLE} {_BOUNCE} rdinit=/{_OURS}/init",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +29,14 @@ def kernel(tmp_path: Path) -> str:
     path = tmp_path / "vmlinuz"
     path.write_bytes(tiny_kernel())
     return str(path)
+
+
+@pytest.fixture
+def static_program(tmp_path: Path) -> str:
+    """An ELF-64 program that needs no interpreter."""
+    program = tmp_path / "p"
+    program.write_bytes(b"\x7fELF\2\1\1".ljust(16, b"\0") + struct.pack("<HHIQQQIHHHHHH", 2, 62, *[0] * 11))
+    return str(program)
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ class Interrupts:
 def test_interrupted(quits: bool, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """qemu(1): ^A x ends the guest, and that is well; an interrupt of the command is one."""
     monkeypatch.setattr(Interrupts, "quits", quits)
-    monkeypatch.setattr("swsnp.cli.vm_kernel.Terminal", Interrupts)
+    monkeypatch.setattr("swsnp.cli.vm_input.Terminal", Interrupts)
     stats = tmp_path / "stats"
     with open(os.devnull) as nothing:  # noqa: PTH123  # pytest's own has no descriptor
         monkeypatch.setattr(sys, "stdin", nothing)

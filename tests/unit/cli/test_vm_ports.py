@@ -272,14 +272,6 @@ def test_second_serial_port(static_program: str, tmp_path: Path, words: str, fou
     assert vm(*line, *([static_program] if "--exec" in words else [])) == found
 
 
-@pytest.fixture
-def static_program(tmp_path: Path) -> str:
-    """An ELF-64 program that needs no interpreter."""
-    program = tmp_path / "p"
-    program.write_bytes(b"\x7fELF\2\1\1".ljust(16, b"\0") + struct.pack("<HHIQQQIHHHHHH", 2, 62, *[0] * 11))
-    return str(program)
-
-
 def test_output_of_a_program(kernel: str, static_program: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A console would change what the program writes."""
     assert vm("-kernel", kernel, *ON_STDIO, "--exec", static_program) == 2

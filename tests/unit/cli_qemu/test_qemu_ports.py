@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from swsnp.cli.qemu_chardevs import Chardev
-from swsnp.cli.qemu_devices import AnyDevice, EntropyDevice, uses_stdio
+from swsnp.cli.qemu_devices import AnyDevice, EntropyDevice, uses_stdio, with_program_input
 from swsnp.cli.qemu_options import parse_qemu_options
 from swsnp.cli.qemu_ports import SerialDevice, SerialPort
 from swsnp.errors import UsageError
@@ -114,12 +114,50 @@ def test_largest_numbers() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "numbers", "added"),
+    [
+        ("-device virtserialport,chardev=c", [1, 2], 2),
+        ("-device virtserialport,chardev=c,nr=2", [1, 2], 1),
+        ("-device virtserialport,chardev=d,bus=b.0 -device virtserialport,chardev=c,nr=3", [1, 2, 3], 2),
+    ],
+)
+def test_input_of_a_program(words: str, numbers: list[int], added: int) -> None:
+    """The device that has the standard output gets a port more, the first that is free; no other does."""
+    line = f"{BUS},id=a {BUS},id=b -chardev stdio,id=c -device virtio-rng-device {words},bus=b.0"
+    first, second, third = with_program_input(devices(line + " -chardev null,id=d" * ("=d" in words)))
+    assert (first, third) == (SerialDevice(), EntropyDevice())
+    assert isinstance(second, SerialDevice)
+    assert [each.number for each in second.ports] == numbers
+    chosen = Chardev(id="stdin", kind="stdin")
+    assert [each for each in second.ports if each.chardev == chosen] == [
+        SerialPort(number=added, chardev=chosen)
+    ]
+
+
+@pytest.mark.parametrize("most", [2, 31])
+def test_no_room_for_input(most: int) -> None:
+    """As many ports as a device can have, number 0 not counted, which is a console's."""
+    words = " ".join(f"-device virtserialport,chardev=c{number}" for number in range(most - 2))
+    words += f" -device virtserialport,chardev=io {chardevs(most - 2)} -chardev stdio,id=io"
+    limit = "" if most == 31 else f",max_ports={most}"
+    text = (
+        f"got {most - 1} ports of at most {most}, wanted room for one more, which the input of --exec takes"
+    )
+    with pytest.raises(UsageError, match=re.escape(f"-device virtio-serial-device: {text}")):
+        with_program_input(devices(f"{BUS}{limit} {words}"))
+    assert with_program_input(
+        devices(f"{BUS},max_ports=3 -device virtserialport,chardev=c -chardev stdio,id=c")
+    )
+
+
+@pytest.mark.parametrize(
     ("words", "text"),
     [
         (
             "-chardev vc,id=c",
             "-chardev: unknown backend 'vc'; known are null, stdio, file, pipe, pty, socket",
         ),
+        ("-chardev stdin,id=c", "-chardev: unknown backend 'stdin'"),
         ("-chardev {}", "-chardev: got JSON, wanted backend,key=value"),
         ("-chardev null", "-chardev null: property 'id' is missing"),
         ("-chardev file,id=c", "-chardev file: property 'path' is missing"),

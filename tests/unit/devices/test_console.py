@@ -24,6 +24,7 @@ from swsnp.abi.virtio import (
 )
 from swsnp.testing.virtio_driver import DriverMemory, VirtioDriver
 from swsnp.vmm.devices.console import Console, Port
+from swsnp.vmm.devices.host_end import InputEnd
 from swsnp.vmm.devices.virtio_mmio import VirtioMmio
 
 REQUIRED: Final = VIRTIO_F_VERSION_1 | VIRTIO_F_ACCESS_PLATFORM
@@ -426,6 +427,29 @@ def test_host_that_went_before_its_bytes_were_read(rig: Rig) -> None:
     rig.open(3)
     assert rig.read(3) == b"early"
     assert rig.read(3) is None
+    assert rig.hear() == [(3, ConsoleEvent.PORT_OPEN, 0, b"")]
+
+
+def test_input_that_ends(rig: Rig) -> None:
+    """However short it is, the guest hears of its end when it has written, and has read everything."""
+    end = InputEnd()
+    rig.ports[3] = Port(3, end)
+    rig.console = Console(list(rig.ports.values()))
+    end.attach(rig.ports[3])
+    rig.device._device = rig.console
+    rig.console.connect(rig.device.kick)
+    rig.start()
+    end.give(b"all")
+    end.finish()
+    rig.say(0, ConsoleEvent.DEVICE_READY)
+    rig.hear()
+    rig.say(3, ConsoleEvent.PORT_READY)
+    assert rig.hear() == [(3, ConsoleEvent.PORT_OPEN, 1, b"")]
+    rig.open(3)
+    assert rig.read(3) == b"all"
+    assert rig.read(3) is None
+    assert rig.hear() == []
+    rig.write(3, b"\0")
     assert rig.hear() == [(3, ConsoleEvent.PORT_OPEN, 0, b"")]
 
 

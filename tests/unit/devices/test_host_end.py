@@ -16,7 +16,7 @@ import pytest
 
 from swsnp.errors import InputError
 from swsnp.vmm.devices import host_end
-from swsnp.vmm.devices.host_end import Connection, HostStream, Nobody
+from swsnp.vmm.devices.host_end import Connection, HostStream, InputEnd, Nobody
 from swsnp.vmm.devices.host_peers import (
     Fixed,
     Listener,
@@ -93,6 +93,32 @@ def test_nobody() -> None:
     assert end.connected
     assert end.send(b"x")
     end.close()
+
+
+@pytest.mark.parametrize("heard_first", [True, False])
+def test_input_end(heard_first: bool) -> None:
+    """It ends when there is no more input and the guest has said something, whichever comes first."""
+    end, port = InputEnd(), Port()
+    end.attach(port)
+    end.give(b"some")
+    both: list[Callable[[], object]] = [partial(end.send, b"\0"), end.finish]
+    for number, happens in enumerate(both if heard_first else reversed(both)):
+        assert (end.connected, port.changes) == (True, number)
+        happens()
+    assert (end.connected, port.changes, bytes(port.got)) == (False, 2, b"some")
+    assert end.send(b"more")
+
+
+def test_input_end_that_closes() -> None:
+    """Who waits for a guest that does not read waits no more."""
+    end, port = InputEnd(), Port()
+    end.attach(port)
+    port.taking.clear()
+    giver = threading.Thread(target=end.give, args=(b"some",))
+    giver.start()
+    end.close()
+    giver.join(LONG_S)
+    assert not giver.is_alive()
 
 
 @pytest.mark.parametrize(("append", "content"), [(False, b"new" * 9000), (True, b"old" + b"new" * 9000)])

@@ -14,7 +14,16 @@ import pytest
 from tests.unit.guest_program.emulated import command_of, package_of, qemu_status
 from tests.unit.guest_program.emulated import run as run_kernel
 
-from swsnp.vmm.guest_init import INIT_FAILED, NOT_EXECUTED, _Code, _failures, _open, _say
+from swsnp.vmm.guest_init import (
+    INIT_FAILED,
+    NOT_EXECUTED,
+    InitPlan,
+    _Code,
+    _failures,
+    _open,
+    _say,
+    _terminals,
+)
 from swsnp.vmm.initramfs import prepare_program
 from swsnp.vmm.kernel_modules import find_modules
 
@@ -130,6 +139,53 @@ def test_file_that_never_comes(
     code.call(EXIT, 1)
     _failures(code)
     assert run(code, tmp_path).stderr.startswith(b"swsnp init: open it: errno %03d\n" % number)
+
+
+def starts(tmp_path: Path, plan: InitPlan) -> _Code:
+    """The part that opens input and output; what follows writes a word and ends."""
+    code = _Code()
+    _terminals(code, plan)
+    code.call(WRITE, 1, code.data(b"said"), 4)
+    code.label("end")
+    code.call(EXIT, 7)
+    _failures(code)
+    return code
+
+
+def test_ports_of_a_program(tmp_path: Path) -> None:
+    """Each is opened, and a byte in the input's tells the host that the guest knows that it is open."""
+    for name in ("input", "output"):
+        (tmp_path / name).touch()
+    plan = InitPlan(input=str(tmp_path / "input"), output=str(tmp_path / "output"), by_ports=True)
+    assert run(starts(tmp_path, plan), tmp_path).returncode == 7
+    assert [(tmp_path / name).read_bytes() for name in ("input", "output")] == [b"\0", b"said"]
+
+
+def test_ports_that_come_late(tmp_path: Path) -> None:
+    """Input and output are waited for, in this order."""
+    plan = InitPlan(input=str(tmp_path / "input"), output=str(tmp_path / "output"), by_ports=True)
+    (tmp_path / "program").write_bytes(starts(tmp_path, plan).linked())
+    (tmp_path / "program").chmod(0o755)
+    with subprocess.Popen([tmp_path / "program"]) as process:
+        for name in ("input", "output"):
+            time.sleep(0.05)
+            assert process.poll() is None
+            (tmp_path / name).touch()
+        assert process.wait(30) == 7
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        (InitPlan(input="/dev/full", output="/dev/null", by_ports=True), "write to /dev/full: errno 028"),
+        (InitPlan(input="/none", output="/dev/null"), "open /none: errno 002"),
+        (InitPlan(output="/none"), "open /none: errno 002"),
+        (InitPlan(output="/dev/null"), "set /dev/null, the second serial port: errno 025"),
+    ],
+)
+def test_input_or_output_that_fails(tmp_path: Path, plan: InitPlan, text: str) -> None:
+    """What it was, and its errno."""
+    assert run(starts(tmp_path, plan), tmp_path).stderr.decode().startswith(f"swsnp init: {text}\n")
 
 
 # A real kernel

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.guest_program.conftest import RELEASE
 from tests.unit.guest_program.test_cpio import unpack
 
+from swsnp.cli.qemu_devices import with_program_input
 from swsnp.cli.qemu_options import parse_qemu_options
 from swsnp.cli.vm_program import program_of
 from swsnp.errors import InputError, SwsnpError, UsageError
@@ -62,20 +63,21 @@ def test_same_bytes(client: Path) -> None:
     assert prepare_program([str(client)]) == prepare_program([str(client)])
 
 
-def test_output_by_a_port(client: Path) -> None:
-    """The port that has the standard output takes the program's; the serial port does otherwise."""
+def test_ports_of_a_program(client: Path) -> None:
+    """The port with the standard output takes the program's, another has its input; else COM2, and none."""
     ports = "-device virtio-rng-device -device virtio-serial-device -device virtserialport,chardev=n "
     ports += "-device virtserialport,chardev=c -chardev null,id=n -chardev"
     kernel, given = parse_kernel(tiny_kernel(), "k"), options(exec=[str(client)])
     for chardev, there, missing in (
-        ("stdio,id=c", b"/dev/vport1p2\0", b"/dev/ttyS1"),
-        ("null,id=c", b"/dev/ttyS1\0", b"/dev/vport"),
+        ("stdio,id=c", (b"/dev/vport1p3\0", b"/dev/vport1p2\0"), (b"/dev/ttyS1", b"/dev/null")),
+        ("null,id=c", (b"/dev/null\0", b"/dev/ttyS1\0"), (b"/dev/vport",)),
     ):
-        made = program_of(given, parse_qemu_options(["-kernel", "k", *ports.split(), chardev]), kernel)
+        qemu = parse_qemu_options(["-kernel", "k", *ports.split(), chardev])
+        made = program_of(given, replace(qemu, devices=with_program_input(qemu.devices)), kernel)
         assert made is not None
         init = unpack(made.initramfs)[".swsnp/init"].data
-        assert there in init
-        assert missing not in init
+        assert sorted(there, key=init.index) == list(there)
+        assert not any(each in init for each in missing)
 
 
 def test_output_by_a_console(client: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Connection", "HostStream", "Nobody", "PortFace", "Source"]
+__all__ = ["Connection", "HostStream", "InputEnd", "Nobody", "PortFace", "Source"]
 
 _logger = logging.getLogger(__name__)
 _CHUNK: Final = 4096
@@ -94,6 +94,47 @@ class Nobody:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+class InputEnd:
+    """An end that gives bytes and is at its end some time. `attach` comes first.
+
+    A reader in a Linux guest finds the end of a port that is closed at the host, be it closed already or not
+    open yet. So the end is told only when the guest has written something, which it can as soon as it knows
+    that the port is open.
+    """
+
+    def __init__(self) -> None:
+        self._port: PortFace
+        self._is_heard = self._is_over = False
+
+    def attach(self, port: PortFace) -> None:
+        """Where its bytes go."""
+        self._port = port
+
+    @property
+    def connected(self) -> bool:
+        """Until it is at its end, and the guest has noticed that it began."""
+        return not (self._is_heard and self._is_over)
+
+    def send(self, data: bytes, *, must: bool = False) -> bool:
+        """What the guest writes says only that it is there."""
+        self._is_heard = True
+        self._port.changed()
+        return True
+
+    def give(self, data: bytes) -> None:
+        """Bytes for the guest; waits until there is room for them. See `PortFace.receive`."""
+        self._port.receive(data)
+
+    def finish(self) -> None:
+        """There are no more."""
+        self._is_over = True
+        self._port.changed()
+
+    def close(self) -> None:
+        """Nobody shall wait in `give`."""
+        self._port.stop()
 
 
 class HostStream:
