@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import mmap
+import os
 import threading
+import weakref
 from bisect import bisect_right
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from swsnp.errors import SwsnpError
+from swsnp.errors import SwsnpError, UsageError
 
-__all__ = ["BusError", "MAP_NORESERVE", "PAGE", "SystemMemory"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["BusError", "MAP_NORESERVE", "PAGE", "SystemMemory", "passable_memory"]
 
 PAGE: Final = 4096
 _OFFSET: Final = PAGE - 1
@@ -22,6 +27,20 @@ _FIRST: Final = 0x1_0000_0000
 
 class BusError(SwsnpError):
     """No memory answers at this system physical address."""
+
+
+def passable_memory(size: int) -> tuple[mmap.mmap, int]:
+    """Map `size` bytes of zeros that another process can map too: the mapping, and the descriptor to pass.
+
+    The descriptor is the caller's to close; no program that is started inherits it.
+    """
+    fd = os.memfd_create("guest memory")
+    try:
+        os.truncate(fd, size)
+        return mmap.mmap(fd, size, flags=mmap.MAP_SHARED | MAP_NORESERVE), fd
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 class SystemMemory:
@@ -39,34 +58,49 @@ class SystemMemory:
     """
 
     def __init__(self, *, shareable: bool = False) -> None:
+        self._shareable = shareable
         self._flags = _MAP_FLAGS | (mmap.MAP_SHARED if shareable else mmap.MAP_PRIVATE)
-        self._large_pages = shareable
         self._discard = mmap.MADV_REMOVE if shareable else mmap.MADV_DONTNEED
         self._lock = threading.Lock()
         self._next = _FIRST
         self._bases: list[int] = []
         self._areas: dict[int, mmap.mmap] = {}
+        self._descriptors: dict[int, int] = {}
+        # nobody releases the memory of a machine that was simply dropped
+        weakref.finalize(self, _close_all, self._descriptors.values())
         self._free: list[int] = []
         self._pages: dict[int, tuple[mmap.mmap, int]] = {}
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int, *, passable: bool = False) -> int:
         """Map a new region of zeros.
 
         Args:
             size: bytes; rounded up to whole pages.
+            passable: another process shall be able to map it: it has a `descriptor`.
 
         Returns:
             Its first system physical address, 2 MiB aligned.
+
+        Raises:
+            UsageError: `passable` of memory that is not shareable.
         """
+        if passable and not self._shareable:
+            raise UsageError("passable memory: wanted the memory to be shareable")
         size = -(-size // PAGE) * PAGE
-        area = mmap.mmap(-1, size, flags=self._flags)
-        if self._large_pages:
+        fd = None
+        if passable:
+            area, fd = passable_memory(size)
+        else:
+            area = mmap.mmap(-1, size, flags=self._flags)
+        if self._shareable:
             with suppress(OSError):  # a kernel without them
                 area.madvise(mmap.MADV_HUGEPAGE)
         with self._lock:
             base = self._next
             self._next += -(-size // _LARGE) * _LARGE
             self._areas[base] = area
+            if fd is not None:
+                self._descriptors[base] = fd
             self._bases = sorted([*self._bases, base])
         return base
 
@@ -94,6 +128,12 @@ class SystemMemory:
         with self._lock:
             self._bases = [each for each in self._bases if each != base]
             self._areas.pop(base, None)
+            if (fd := self._descriptors.pop(base, None)) is not None:
+                os.close(fd)
+
+    def descriptor(self, base: int) -> int | None:
+        """What passes a region of `allocate` to another process, until `release`; None: nothing does."""
+        return self._descriptors.get(base)
 
     def regions(self) -> tuple[tuple[int, int], ...]:
         """First address and bytes of every region, by rising address."""
@@ -152,3 +192,8 @@ class SystemMemory:
         """
         area, at = self.place(address, size)
         area.madvise(self._discard, at, size)
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)

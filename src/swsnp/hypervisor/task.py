@@ -136,17 +136,21 @@ class HostTask:
 
     # Address space
 
-    def allocate(self, size: int) -> int:
-        """Map anonymous memory of zeros; its user address, page aligned (2 MiB aligned when that large).
+    def allocate(self, size: int, *, passable: bool = False) -> int:
+        """Map memory of zeros; its user address, page aligned (2 MiB aligned when that large).
+
+        Args:
+            size: bytes.
+            passable: of a memfd rather than anonymous: `memfd_of` passes it to another process.
 
         Raises:
-            UsageError: a size that is not positive.
+            UsageError: a size that is not positive, or a machine whose memory cannot be passed.
         """
         if size <= 0:
             raise UsageError(f"mmap: got {size} bytes, wanted a positive size")
         size = -(-size // PAGE) * PAGE
         unit = _LARGE if size >= _LARGE else PAGE
-        spa = self._memory.allocate(size)
+        spa = self._memory.allocate(size, passable=passable)
         with self._lock:
             address = -(-self._next_address // unit) * unit
             self._next_address = address + size + PAGE  # one page stays free, so that mappings never touch
@@ -169,6 +173,11 @@ class HostTask:
         for listener in self._unmap_listeners:
             listener(address, size)
         self._memory.release(spa)
+
+    def memfd_of(self, address: int) -> int | None:
+        """The real host's descriptor of a mapping of `allocate`, until `free`; None for anonymous memory."""
+        mapping = self._mappings.get(address)
+        return None if mapping is None else self._memory.descriptor(mapping[0])
 
     def extent(self, address: int) -> tuple[int, int] | None:
         """System address of a user address and the bytes mapped from there on; None when it is unmapped."""

@@ -66,7 +66,7 @@ class OrdinaryVm:
     """A kernel that is ready to run; a context manager that ends it.
 
     Args:
-        config: the VM: memory size and vCPUs; nothing else counts without SNP.
+        config: the VM: memory and vCPUs; nothing else counts without SNP.
         kernel: what is started.
         host: the host's KVM.
         bus: the devices, which may still be attached before `run`.
@@ -111,7 +111,9 @@ class OrdinaryVm:
             cpuid=None,
             devices=devices,
         )
-        self._host = OrdinaryHostVm(host, areas, vcpus=config.vcpus, start=boot.registers())
+        self._host = OrdinaryHostVm(
+            host, areas, vcpus=config.vcpus, start=boot.registers(), passable=config.passable_memory
+        )
         for part in boot.parts:
             self._host.write(part.gpa, part.data)
         self._runners = [

@@ -71,6 +71,7 @@ class VmConfig:
     processors. `cpu_signature` is CPUID Fn1 EAX of the CPU model, in RDX of every vCPU at reset; None leaves
     the host's. `ap_reset_eip` is where all vCPUs but the first start, linear, as the firmware's SEV-ES reset
     block says; None leaves them at the reset vector.
+    `passable_memory`: devices that are processes of their own get the shared memory, never the private.
     `start` are registers that the boot processor has at its first instruction, and is measured with; None:
     those after reset.
 
@@ -97,6 +98,7 @@ class VmConfig:
     cpu_signature: int | None = None
     ap_reset_eip: int | None = None
     start: tuple[KvmRegs, KvmSregs] | None = None
+    passable_memory: bool = False
 
     def __post_init__(self) -> None:
         if self.cbitpos != self.host_cbitpos:

@@ -53,8 +53,12 @@ class HostKernel(Protocol):
         """A signal to the thread that runs a vCPU: KVM_RUN, this one or the next, ends with -EINTR."""
         ...
 
-    def allocate(self, size: int) -> int:
-        """Anonymous memory of zeros; its user address, page aligned."""
+    def allocate(self, size: int, *, passable: bool = False) -> int:
+        """Memory of zeros, anonymous or (`passable`) a memfd's; its user address, page aligned."""
+        ...
+
+    def memfd_of(self, address: int) -> int | None:
+        """What passes a mapping of `allocate` to another process; None for anonymous memory."""
         ...
 
     def free(self, address: int) -> None:

@@ -254,7 +254,7 @@ class _Launch:
         return ram
 
     def _add_slot(self, number: int, gpa: int, size: int) -> RamSlot:
-        address = self._host.allocate(size)
+        address = self._host.allocate(size, passable=self._config.passable_memory)
         self._resources.callback(self._host.free, address)
         wanted = bytearray(bytes(KvmCreateGuestMemfd(size=size)))
         memfd = self._host.ioctl(self._vm_fd, Ioctl.KVM_CREATE_GUEST_MEMFD, wanted)

@@ -15,6 +15,7 @@ from swsnp.abi.kvm import (
     KvmUserspaceMemoryRegion2,
     MemoryAttribute,
 )
+from swsnp.errors import UsageError
 from swsnp.hardware.memory import BusError
 from swsnp.trace import PageStateChange
 from swsnp.vmm.host import PAGE
@@ -182,6 +183,21 @@ class GuestRam:
             raise BusError(f"gpa {gpa:#x}: no slot holds {size} bytes from there")
         if not self._shared.hold(gpa, gpa + size):
             raise BusError(f"gpa {gpa:#x}: {size} bytes from there are not all shared with the host")
+
+    def passable(self) -> tuple[tuple[int, int, int], ...]:
+        """GPA, bytes and descriptor of the shared side of each slot, for a process that is a device.
+
+        Private memory has no descriptor that leaves this process.
+
+        Raises:
+            UsageError: the VM was not configured so (`VmConfig.passable_memory`).
+        """
+        found = []
+        for slot in self.slots:
+            if (fd := self._host.memfd_of(slot.address)) is None:
+                raise UsageError(f"memory at {slot.gpa:#x}: wanted a VM with passable memory")
+            found.append((slot.gpa, slot.size, fd))
+        return tuple(found)
 
     def discard(self, gpa: int, size: int) -> None:
         """Throw the shared side of whole pages away; they read as zeros. BusError as `user_address`."""

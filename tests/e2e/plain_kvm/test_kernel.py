@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from swsnp.cpu.plain_kvm import LinuxKvm
 from swsnp.errors import UsageError
+from swsnp.hardware.memory import PAGE
 from swsnp.machine import Machine
 from swsnp.machine.kernel_vm import KernelVm, host_processor
 from swsnp.measure.kernel_image import parse_kernel
@@ -46,11 +50,15 @@ class Bench:
         self.cell = Cell()
         self.events: list[TraceEvent] = []
 
-    def launch(self, raw: bytes, cmdline: str = "hello", vcpus: int = 1) -> KernelVm:
+    def launch(
+        self, raw: bytes, cmdline: str = "hello", vcpus: int = 1, *, passable: bool = False
+    ) -> KernelVm:
         bus, power = Bus(), PowerSwitch()
         c_bit = self.processor.c_bit
         vm = self.machine.launch_kernel(
-            VmConfig(memory_size=MEMORY, vcpus=vcpus, cbitpos=c_bit, host_cbitpos=c_bit),
+            VmConfig(
+                memory_size=MEMORY, vcpus=vcpus, cbitpos=c_bit, host_cbitpos=c_bit, passable_memory=passable
+            ),
             parse_kernel(raw, "tiny"),
             bus=bus,
             power=power,
@@ -145,3 +153,27 @@ def test_no_processor() -> None:
         Machine().launch_kernel(
             VmConfig(), parse_kernel(tiny_kernel(), "tiny"), bus=Bus(), power=PowerSwitch()
         )
+
+
+def test_only_the_shared_plane_can_be_passed(bench: Bench) -> None:
+    """docs/adr/0020: who gets the descriptors sees what the guest has converted, and zeros elsewhere."""
+    before = _memfds()
+    with bench.launch(tiny_kernel(), "a secret command line", passable=True) as vm:
+        ((gpa, size, fd),) = vm.ram.passable()
+        assert (gpa, size, _memfds() - before) == (0, MEMORY, {os.fstat(fd).st_ino})
+        assert vm.run(30) == PoweredOff("exit port", GOOD)
+        vm.ram.write(
+            GHCB_GPA, b"shared"
+        )  # the guest reads that page and writes nothing to it once it is shared
+        assert [at for at in range(0, size, PAGE) if any(os.pread(fd, PAGE, at))] == [GHCB_GPA]
+    assert _memfds() == before
+
+
+def _memfds() -> set[int]:
+    """Files whose descriptors could give this process's memory away."""
+    found = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the folder's own
+            if "memfd:" in str(each.readlink()):
+                found.add(each.stat().st_ino)
+    return found

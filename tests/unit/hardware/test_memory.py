@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
+
 import pytest
 
-from swsnp.hardware.memory import PAGE, BusError, SystemMemory
+from swsnp.errors import UsageError
+from swsnp.hardware.memory import PAGE, BusError, SystemMemory, passable_memory
 
 
 def test_regions_are_separate_and_bounded() -> None:
@@ -69,3 +74,61 @@ def test_which_pages_are_memory() -> None:
     assert not memory.has_page(0)
     memory.release(region)
     assert not memory.has_page(region)
+
+
+def _map_again(fd: int, size: int) -> mmap.mmap:
+    """As another process would that has got the descriptor."""
+    return mmap.mmap(fd, size)
+
+
+def test_passable_memory() -> None:
+    """memfd_create(2): who has the descriptor sees the same pages; a program that is started has it not."""
+    memory = SystemMemory(shareable=True)
+    other, base = memory.allocate(PAGE), memory.allocate(2 * PAGE + 1, passable=True)
+    fd = memory.descriptor(base)
+    assert fd is not None
+    assert memory.descriptor(other) is None
+    assert not os.get_inheritable(fd)
+    assert os.fstat(fd).st_size == 3 * PAGE
+    seen = _map_again(fd, 3 * PAGE)
+    memory.write(base + PAGE, b"there")
+    assert seen[PAGE : PAGE + 5] == b"there"
+    seen[0] = 7
+    assert memory.read(base, 1) == b"\7"
+    memory.discard(base + PAGE, PAGE)
+    assert seen[PAGE : PAGE + 5] == bytes(5)
+    memory.release(base)
+    assert memory.descriptor(base) is None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_passable_memory_of_a_machine_that_is_dropped() -> None:
+    """Its descriptors go with it."""
+    memory = SystemMemory(shareable=True)
+    fd = memory.descriptor(memory.allocate(PAGE, passable=True))
+    assert fd is not None
+    del memory
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_memory_that_cannot_be_passed() -> None:
+    """Private mappings are nobody else's."""
+    with pytest.raises(UsageError, match="passable memory: wanted the memory to be shareable"):
+        SystemMemory().allocate(PAGE, passable=True)
+
+
+def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that cannot give so much: no descriptor stays open."""
+    opened: list[int] = []
+
+    def refuse(fd: int, size: int) -> None:
+        opened.append(fd)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "truncate", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        passable_memory(PAGE)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from swsnp.abi.kvm import Ioctl
 from swsnp.abi.snp_command import Command, FirmwareStatus
 from swsnp.errors import UsageError
 from swsnp.hardware import BusError, PageState
+from swsnp.hardware.memory import SystemMemory
 
 if TYPE_CHECKING:
     from tests.unit.hypervisor_api.conftest import Machine, MakeMachine
@@ -59,6 +61,20 @@ def test_memory(machine: Machine) -> None:
     assert machine.task.read(first + PAGE - 1, 1) == b"x"
     assert machine.memory.read(machine.task.translate(first, PAGE) + PAGE - 1, 1) == b"x"
     assert machine.task.extent(first + 10) == (machine.task.translate(first) + 10, PAGE - 10)
+
+
+def test_memory_for_other_processes(boot: MakeMachine) -> None:
+    """memfd_create(2) and mmap(2): a descriptor for such a mapping, as long as it is there."""
+    machine = boot(memory=SystemMemory(shareable=True))
+    address, plain = machine.task.allocate(PAGE, passable=True), machine.task.allocate(PAGE)
+    fd = machine.task.memfd_of(address)
+    assert fd is not None
+    machine.task.write(address, b"there")
+    assert os.pread(fd, 5, 0) == b"there"
+    assert machine.task.memfd_of(plain) is None
+    assert machine.task.memfd_of(address + PAGE) is None
+    machine.task.free(address)
+    assert machine.task.memfd_of(address) is None
 
 
 def test_unmapped(machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ from swsnp.abi.kvm import Ioctl
 from swsnp.abi.kvm_registers import KvmRegs, KvmSregs
 from swsnp.cpu.plain_kvm.ioctls import HostIoctl
 from swsnp.cpu.plain_kvm.ordinary import OrdinaryHostVm
-from swsnp.errors import HostError
+from swsnp.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from tests.unit.plain_kvm.conftest import ScriptedKvm
@@ -60,3 +61,23 @@ def test_ioctls_of_the_run_loop(kvm: ScriptedKvm) -> None:
         assert kvm.regs.rip == rip
     kvm.refuse[Ioctl.KVM_SET_REGS] = errno.EBUSY
     assert vm.ioctl(fd, Ioctl.KVM_SET_REGS, bytearray(KvmRegs.SIZE)) == -errno.EBUSY
+
+
+def test_memory_for_other_processes(kvm: ScriptedKvm) -> None:
+    """KVM_SET_USER_MEMORY_REGION takes memory of a memfd too; its descriptors go with the VM."""
+    vm = OrdinaryHostVm(kvm, (*AREAS, (0x100000, 0x2000)), vcpus=1, start=START, passable=True)
+    (first, low, _), (second, high, fd) = vm.passable()
+    assert ((first, low), (second, high)) == ((0, 0x10000), (0x100000, 0x2000))
+    vm.write(0x101000, b"there")
+    assert os.pread(fd, 5, 0x1000) == b"there"
+    vm.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_memory_of_nobody_else(kvm: ScriptedKvm) -> None:
+    """It has no descriptor unless it was asked for."""
+    vm = OrdinaryHostVm(kvm, AREAS, vcpus=1, start=START)
+    with pytest.raises(UsageError, match="ordinary guest: wanted a VM with passable memory"):
+        vm.passable()
+    vm.close()

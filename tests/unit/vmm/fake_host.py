@@ -47,6 +47,8 @@ class FakeHost:
         self.immediate_exits: list[int] = []
         self.open_fds: set[int] = set()
         self.memory: dict[int, mmap.mmap] = {}
+        self.memfds: dict[int, int] = {}
+        self.passable: list[bool] = []
         self.discarded: list[tuple[str, int, int]] = []
         self.conversions: list[tuple[int, int, int]] = []
         self.update_pages = 1 << 20
@@ -77,7 +79,11 @@ class FakeHost:
     def map_vcpu(self, fd: int) -> memoryview:
         return self.vcpus[fd][1]
 
-    def allocate(self, size: int) -> int:
+    def memfd_of(self, address: int) -> int | None:
+        return self.memfds.get(address)
+
+    def allocate(self, size: int, *, passable: bool = False) -> int:
+        self.passable.append(passable)
         address = self._next_address
         self._next_address += size + 0x10000
         self.memory[address] = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)

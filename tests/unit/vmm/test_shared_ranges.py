@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.vmm.fake_host import FakeHost
 
+from swsnp.errors import UsageError
 from swsnp.hardware import BusError
 from swsnp.trace import Trace
 from swsnp.vmm.ram import GuestRam, RamSlot, SharedRanges
@@ -86,3 +89,12 @@ def test_change_that_kvm_refused() -> None:
     host.answers["KVM_SET_MEMORY_ATTRIBUTES"] = -12
     found.set_private(0, PAGE, private=True)
     assert found.read_shared(0, 1) == b"\0"
+
+
+def test_passable(ram: GuestRam) -> None:
+    """A process that is a device gets the shared side of every slot, or there is none."""
+    with pytest.raises(UsageError, match="memory at 0x100000: wanted a VM with passable memory"):
+        ram.passable()
+    host: Any = ram._host
+    host.memfds = {slot.address: 20 + number for number, slot in enumerate(ram.slots)}
+    assert ram.passable() == ((1 << 20, 4 * PAGE, 20), (4 << 20, 4 * PAGE, 21))

@@ -6,6 +6,7 @@ What an SNP guest costs is told by what the same VMM needs for the same kernel w
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import threading
 import weakref
@@ -27,7 +28,8 @@ from swsnp.cpu.plain_kvm.vm import (
     open_device,
     set_memory_types,
 )
-from swsnp.hardware.memory import MAP_NORESERVE, BusError
+from swsnp.errors import UsageError
+from swsnp.hardware.memory import MAP_NORESERVE, BusError, passable_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +51,7 @@ class OrdinaryHostVm:
         areas: GPA and bytes of each range of RAM.
         vcpus: how many; vCPU 0 starts with the registers given, the others wait to be started (SIPI).
         start: vCPU 0's registers; what `KvmSregs` leaves out of a reset vCPU's stays.
+        passable: its memory can be given to other processes.
 
     Raises:
         HostError: the host cannot do it. Nothing stays open.
@@ -66,10 +69,13 @@ class OrdinaryHostVm:
         *,
         vcpus: int,
         start: tuple[KvmRegs, KvmSregs],
+        passable: bool = False,
     ) -> None:
         self._host = host
         self._fds: list[int] = []
-        self._end: Final = weakref.finalize(self, close_all, host, self._fds)
+        self._passable = passable
+        self._memfds: list[int] = []
+        self._end: Final = weakref.finalize(self, _give_back, host, self._fds, self._memfds)
         self._threads: dict[int, int] = {}
         """Who runs a vCPU, by descriptor."""
         self._areas: dict[int, memoryview] = {}
@@ -95,7 +101,11 @@ class OrdinaryHostVm:
         return fd
 
     def _memory(self, number: int, gpa: int, size: int) -> mmap.mmap:
-        area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+        if self._passable:
+            area, fd = passable_memory(size)
+            self._memfds.append(fd)
+        else:
+            area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         region = KvmUserspaceMemoryRegion(
             slot=number, guest_phys_addr=gpa, memory_size=size, userspace_addr=address_of(memoryview(area))
         )
@@ -180,6 +190,17 @@ class OrdinaryHostVm:
         """As `write`, for devices."""
         self.write(gpa, data)
 
+    def passable(self) -> tuple[tuple[int, int, int], ...]:
+        """GPA, bytes and descriptor of each range of RAM, for a process that is a device.
+
+        Raises:
+            UsageError: the VM was not made so.
+        """
+        if not self._passable:
+            raise UsageError("ordinary guest: wanted a VM with passable memory")
+        ranges = zip(self._ram, self._memfds, strict=True)
+        return tuple((gpa, len(area), fd) for (gpa, area), fd in ranges)
+
     def _place(self, gpa: int, size: int) -> tuple[mmap.mmap, int]:
         """The mapping, and where in it: threads copy from and to it at once, as `SystemMemory` has it."""
         for start, area in self._ram:
@@ -190,3 +211,9 @@ class OrdinaryHostVm:
     def close(self) -> None:
         """Give the descriptors back; the guest is gone. Again is allowed."""
         self._end()
+
+
+def _give_back(host: HostKvm, fds: list[int], memfds: list[int]) -> None:
+    close_all(host, fds)
+    while memfds:
+        os.close(memfds.pop())
