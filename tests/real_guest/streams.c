@@ -1,10 +1,10 @@
-// A guest's program that uses what is not a disk: ports to the host, and a network.
+// A guest's program that uses what is not a disk: ports to the host, a network, and a folder of the host's.
 //
-//   streams TO-HOST FROM-HOST SERVER PORT
+//   streams TO-HOST FROM-HOST SERVER PORT TAG
 //
 // Static. Writes 300,000 bytes to the first port, which is /dev/vportNpM by its name in /sys; says back what a line of the
-// second says, in capitals; gives eth0 the address 10.0.2.15 and writes what an HTTP server answers to standard output;
-// then all of standard input.
+// second says, in capitals; gives eth0 the address 10.0.2.15 and writes what an HTTP server answers to standard output; mounts
+// the folder, and makes the file "back" in it of the file "there", in capitals; then writes all of standard input.
 
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -15,6 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -143,13 +145,32 @@ static void network(const char *server, const char *port)
     close(any);
 }
 
+static void folder(const char *tag)
+{
+    static char data[1 << 20];
+    if (mkdir("/mnt", 0755) < 0 || mount(tag, "/mnt", "virtiofs", 0, NULL) < 0)
+        fail(tag);
+    int there = open("/mnt/there", O_RDONLY), back = open("/mnt/back", O_WRONLY | O_CREAT | O_EXCL, 0644);
+    if (there < 0 || back < 0)
+        fail("files");
+    ssize_t got;
+    while ((got = read(there, data, sizeof data)) > 0) {
+        for (ssize_t at = 0; at < got; at++)
+            data[at] = toupper((unsigned char)data[at]);
+        write_all(back, data, got);
+    }
+    if (got < 0 || fsync(back) < 0 || close(back) < 0 || close(there) < 0 || umount("/mnt") < 0)
+        fail("folder");
+}
+
 int main(int count, char **words)
 {
-    if (count != 5)
+    if (count != 6)
         return 2;
     many_bytes(words[1]);
     capitals(words[2]);
     network(words[3], words[4]);
+    folder(words[5]);
     input();
     return 0;
 }

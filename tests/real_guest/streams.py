@@ -1,4 +1,4 @@
-"""A guest with ports and a network: what it runs, and what of it this side knows."""
+"""A guest with ports, a network and a folder: what it runs, and what of it this side knows."""
 
 from __future__ import annotations
 

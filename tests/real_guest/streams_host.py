@@ -1,12 +1,14 @@
-"""`python -m tests.real_guest.streams_host JOB KERNEL`: boot a guest with ports and a network; be its peer.
+"""`python -m tests.real_guest.streams_host JOB KERNEL`: boot a guest with streams and a folder; be its peer.
 
 Runs where guests run. Leaves in JOB what the guest wrote to its first port (`many`) and what it said back on
-its second (`capitals`); standard output and exit status are the guest's, whose standard input is `INPUT`.
+its second (`capitals`), and in the folder `shared` what it made there; standard output and exit status are
+the guest's, whose standard input is `INPUT`.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,12 +21,16 @@ from typing import Final
 
 from tests.real_guest.guests import COMMAND_LINE, MEMORY, Guest
 from tests.real_guest.place import BUILD
+from tests.real_guest.virtiofsd import Virtiofsd, virtiofsd_program
 
-__all__ = ["INPUT", "LINE", "PAGE", "main"]
+from swsnp.errors import HostError
+
+__all__ = ["INPUT", "LINE", "PAGE", "TEXT", "main"]
 
 PAGE: Final = bytes(range(256)) * 80
 LINE: Final = b"hello guest\n"
 INPUT: Final = bytes(range(255, -1, -1)) * 400 + b"end"
+TEXT: Final = b"".join(b"line %d of the host's\n" % number for number in range(20_000))
 _BUSYBOX: Final = BUILD / "busybox" / "bin" / "busybox"
 _DUMMY: Final = "lib/modules/*/kernel/drivers/net/dummy.ko"
 
@@ -46,9 +52,9 @@ def main(job: Path, kernel: str) -> int:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Page)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "port"
-        command = _command(job, kernel, path, server.server_port)
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as guest:
+        path, daemon = Path(folder) / "port", Path(folder) / "daemon"
+        command = _command(job, kernel, path, server.server_port, daemon)
+        with _shared(job, daemon), subprocess.Popen(command, stdin=subprocess.PIPE) as guest:
             talk = threading.Thread(target=_talk, args=(guest, path, job), daemon=True)
             talk.start()
             guest.communicate(INPUT)
@@ -57,7 +63,20 @@ def main(job: Path, kernel: str) -> int:
     return status
 
 
-def _command(job: Path, kernel: str, path: Path, port: int) -> list[str]:
+def _shared(job: Path, path: Path) -> Virtiofsd:
+    """A folder for the guest, with a file of some hundred thousand bytes."""
+    program = virtiofsd_program(BUILD)
+    if program is None:
+        raise HostError(f"no virtiofsd under {BUILD}; remedy: tools/real-guest-files {BUILD}")
+    shared = job / "shared"
+    shutil.rmtree(shared, ignore_errors=True)  # of a machine that was lost
+    shared.mkdir()
+    (shared / "there").write_bytes(TEXT)
+    with (job / "virtiofsd.log").open("wb") as log:
+        return Virtiofsd(program, path, shared, log)
+
+
+def _command(job: Path, kernel: str, path: Path, port: int, daemon: Path) -> list[str]:
     line = [sys.executable, "-m", "swsnp", "vm", "--timeout", "300", "--stats", str(job / "streams.json")]
     line += ["-kernel", str(Guest(kernel, "").image), "--modules", str(BUILD / kernel), "-m", MEMORY]
     line += ["-append", COMMAND_LINE, "-nic", "user", "-device", "virtio-serial-device"]
@@ -65,7 +84,9 @@ def _command(job: Path, kernel: str, path: Path, port: int) -> list[str]:
     line += ["-chardev", f"socket,id=talk,path={path},server=on,wait=off"]
     line += ["-device", "virtserialport,chardev=talk,name=talk"]
     line += ["-chardev", "stdio,id=out", "-device", "virtserialport,chardev=out,name=out"]
-    return [*line, "--exec", str(job / "streams"), "many", "talk", "10.0.2.2", str(port)]
+    line += ["-chardev", f"socket,id=folder,path={daemon}"]
+    line += ["-device", "vhost-user-fs-device,chardev=folder,tag=shared"]
+    return [*line, "--exec", str(job / "streams"), "many", "talk", "10.0.2.2", str(port), "shared"]
 
 
 def _talk(guest: subprocess.Popen[bytes], path: Path, job: Path) -> None:

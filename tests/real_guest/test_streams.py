@@ -1,4 +1,4 @@
-"""Debian's kernel as an SNP guest with ports and a network: bytes come through as they are."""
+"""Debian's kernel as an SNP guest with ports, a network and a folder: bytes come through as they are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from tests.real_guest.streams import STREAMS
-from tests.real_guest.streams_host import INPUT, LINE, PAGE
+from tests.real_guest.streams_host import INPUT, LINE, PAGE, TEXT
 
 if TYPE_CHECKING:
     from tests.real_guest.conftest import Answers
@@ -40,3 +40,10 @@ def test_network(answers: Answers) -> None:
 def test_input_of_a_program(answers: Answers) -> None:
     """The standard input is the program's: bytes of any value, in order, and then its end."""
     assert answers.of(STREAMS).out[-len(INPUT) :] == INPUT
+
+
+def test_shared_folder(answers: Answers) -> None:
+    """VIRTIO 1.2, 5.11, and virtiofsd(1): a file of this host's, and one that the guest made of it."""
+    shared = answers.folder / "shared"
+    assert (shared / "there").read_bytes() == TEXT
+    assert (shared / "back").read_bytes() == TEXT.upper()

@@ -2,7 +2,7 @@
 
 Source: OASIS, Virtual I/O Device (VIRTIO) 1.2: chapters 2.1 (device status), 2.7 (split virtqueues),
 4.2 (virtio over MMIO), 5.1 (network device), 5.2 (block device), 5.3 (console device), 5.4 (entropy device),
-6 (reserved feature bits).
+5.11 (file system device), 6 (reserved feature bits).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ __all__ = [
     "DescriptorFlag",
     "DeviceId",
     "DeviceStatus",
+    "FS_TAG_SIZE",
+    "FsConfig",
     "Interrupt",
     "MMIO_MAGIC",
     "MMIO_VERSION",
@@ -39,6 +41,8 @@ __all__ = [
     "NetHeader",
     "SECTOR",
     "VIRTIO_F_ACCESS_PLATFORM",
+    "VIRTIO_F_EVENT_IDX",
+    "VIRTIO_F_INDIRECT_DESC",
     "VIRTIO_F_VERSION_1",
     "VirtqDescriptor",
     "console_queue",
@@ -50,6 +54,8 @@ MMIO_VERSION: Final = 2
 """1 is the legacy interface."""
 CONFIG_AT: Final = 0x100
 """The device's own configuration begins there."""
+VIRTIO_F_INDIRECT_DESC: Final = 1 << 28
+VIRTIO_F_EVENT_IDX: Final = 1 << 29
 VIRTIO_F_VERSION_1: Final = 1 << 32
 VIRTIO_F_ACCESS_PLATFORM: Final = 1 << 33
 """The device reaches memory only as the platform lets it: of an SNP guest, what is shared."""
@@ -110,6 +116,7 @@ class DeviceId(IntEnum):
     BLOCK = 2
     CONSOLE = 3
     ENTROPY = 4
+    FILE_SYSTEM = 26
 
 
 class DescriptorFlag(IntEnum):
@@ -265,3 +272,16 @@ class NetHeader(Record):
     csum_start: int = u16(6)
     csum_offset: int = u16(8)
     num_buffers: int = u16(10)
+
+
+# The file system device
+
+FS_TAG_SIZE: Final = 36
+
+
+@record(size=40, source="VIRTIO 1.2, struct virtio_fs_config, up to num_request_queues")
+class FsConfig(Record):
+    """The name that the driver mounts it by, in UTF-8 behind which zeros are; queues beside the first."""
+
+    tag: bytes = blob(0, FS_TAG_SIZE)
+    num_request_queues: int = u32(FS_TAG_SIZE)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from swsnp.cli.qemu_chardevs import STDIO, Chardev, chardev_of
 from swsnp.cli.qemu_drives import Drive, block_node, drive_of, serial_value
+from swsnp.cli.qemu_folders import FOLDER, FOLDER_PROPERTIES, FolderDevice, folder_of
 from swsnp.cli.qemu_netdevs import Netdev, NetDevice, default_mac, mac_value, netdev_of, nic_of
 from swsnp.cli.qemu_ports import PORTS, SERIAL_DEVICES, Bus, SerialDevice, bus_of, with_input
 from swsnp.cli.qemu_values import Parts, convert_all, kind_and_rest, text_value
@@ -52,13 +53,14 @@ class EntropyDevice:
     """A virtio-rng-device."""
 
 
-AnyDevice: TypeAlias = DiskDevice | EntropyDevice | SerialDevice | NetDevice
+AnyDevice: TypeAlias = DiskDevice | EntropyDevice | SerialDevice | NetDevice | FolderDevice
 
 
 _DEVICES: Final[Mapping[str, Mapping[str, Converter]]] = {
     "virtio-blk-device": {"id": text_value, "drive": text_value, "serial": serial_value},
     "virtio-net-device": {"id": text_value, "netdev": text_value, "mac": mac_value},
     "virtio-rng-device": {"id": text_value},
+    FOLDER: FOLDER_PROPERTIES,
     **SERIAL_DEVICES,
 }
 
@@ -150,6 +152,8 @@ def _whole(found: _Found, backends: _Backends) -> AnyDevice:
             return found.device(backends.chardevs)
         case ("virtio-net-device" as driver, values):
             return NetDevice(backends.netdevs.take(f"-device {driver}", values), values.get("mac", b""))
+        case ("vhost-user-fs-device" as driver, values):
+            return folder_of(backends.chardevs.take(f"-device {driver}", values), values)
         case (driver, values):
             return DiskDevice(backends.drives.take(f"-device {driver}", values), values.get("serial", ""))
         case _:

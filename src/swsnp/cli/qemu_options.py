@@ -188,6 +188,12 @@ _PLAIN: Final = ("bios", "kernel", "initrd", "append", "serial")
 """Options whose value is no list; commas in it are commas."""
 _FLAGS: Final = ("no-reboot", "nographic", "snapshot")
 """Options without a value; the second is what there is anyway."""
+_REFUSED: Final = ("virtfs", "fsdev")
+_INSTEAD: Final = (
+    "9p is not modelled; remedy: virtiofsd listening at S, with -chardev socket,id=C,path=S and "
+    "-device vhost-user-fs-device,chardev=C,tag=T"
+)
+"""What somebody who knows QEMU would try, and what to do instead."""
 
 
 def _object(text: str) -> tuple[str, dict[str, Any]]:
@@ -212,6 +218,8 @@ def _options(
     for word in words:
         name = word[2:] if word.startswith("--") else word[1:]
         name = _ALIASES.get(name, name)
+        if word.startswith("-") and name in _REFUSED:
+            raise UsageError(f"-{name}: {_INSTEAD}")
         if not word.startswith("-") or name not in names:
             known = ", ".join(f"-{each}" for each in names)
             raise UsageError(f"unknown option {word!r}; known are {known}")

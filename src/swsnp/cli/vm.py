@@ -22,7 +22,7 @@ _QEMU_HELP = """QEMU's options, as on its command line: -smp, -cpu, -machine, -o
 -bios, -kernel, -initrd, -append, -serial, -no-reboot, -nographic; with -kernel and no -bios also
 -drive and -blockdev (raw files), -snapshot, -chardev (null, stdio, file, socket, pty, pipe), -nic and
 -netdev (user, stream), -device virtio-blk-device, virtio-net-device, virtio-rng-device,
-virtio-serial-device, virtserialport and virtconsole.
+virtio-serial-device, virtserialport, virtconsole and vhost-user-fs-device (a shared folder).
 The firmware of -bios is launched and measured page by page, and not executed: the built-in guest
 stands in for it. With -kernel and no -bios the kernel really runs, as an SNP guest on the host's
 /dev/kvm; its memory is neither encrypted nor hidden from the host.

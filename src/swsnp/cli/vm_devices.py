@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from swsnp.cli.qemu_chardevs import STDIN, STDIO
 from swsnp.cli.qemu_devices import DiskDevice
+from swsnp.cli.qemu_folders import FolderDevice
 from swsnp.cli.qemu_netdevs import NetDevice, StreamNet, UserNet
 from swsnp.cli.qemu_ports import SerialDevice
 from swsnp.measure.direct_boot import virtio_places
@@ -20,6 +21,8 @@ from swsnp.vmm.devices.network import Network
 from swsnp.vmm.devices.power import attach_power
 from swsnp.vmm.devices.raw_file import RawFile
 from swsnp.vmm.devices.snapshot import Snapshot
+from swsnp.vmm.devices.vhost_fs import VhostFs
+from swsnp.vmm.devices.vhost_mmio import VhostMmio
 from swsnp.vmm.devices.virtio_mmio import VirtioMmio
 
 if TYPE_CHECKING:
@@ -44,12 +47,14 @@ class VmDevices:
         wanted: the devices, in order.
 
     Raises:
-        InputError: a file cannot be a disk, or is in use; the host's end of a port cannot be opened.
-        HostError: a user network lacks its program.
+        InputError: a file cannot be a disk, or is in use; the host's end of a port cannot be opened; nobody
+            serves a folder.
+        HostError: a user network lacks its program; a folder's daemon does not do what is needed.
         UsageError: too many devices.
 
     Attributes:
         places: where they are for the guest.
+        passable_memory: one of them is another process, which gets the guest's shared memory.
         stdio: the port that has the standard output, and shall have the standard input; or None.
         input: the end that shall have the standard input of a program; or None.
         on_output: called when the guest has said something to that port.
@@ -57,22 +62,26 @@ class VmDevices:
 
     def __init__(self, wanted: Sequence[AnyDevice]) -> None:
         self.places: Final = virtio_places(len(wanted))
+        self.passable_memory: Final = any(isinstance(each, FolderDevice) for each in wanted)
         self.stdio: Port | None = None
         self.input: InputEnd | None = None
         self.on_output: Callable[[], None] = lambda: None
         self._consoles: list[Console] = []
-        self._attached: list[VirtioMmio] = []
+        self._attached: list[VirtioMmio | VhostMmio] = []
         with ExitStack() as files:
             self._makers = [self._maker(each, files) for each in wanted]
             self._files = files.pop_all()
 
-    def _maker(self, wanted: AnyDevice, files: ExitStack) -> Callable[[], VirtioDevice]:
+    def _maker(self, wanted: AnyDevice, files: ExitStack) -> Callable[[], VirtioDevice | VhostFs]:
         if isinstance(wanted, SerialDevice):
             console = self._console(wanted, files)
             return lambda: console
         if isinstance(wanted, NetDevice):
             network = _network(wanted, files)
             return lambda: network
+        if isinstance(wanted, FolderDevice):
+            folder = _folder(wanted, files)
+            return lambda: folder
         if not isinstance(wanted, DiskDevice):
             return lambda: Entropy(os.urandom)
         drive = wanted.drive
@@ -113,10 +122,7 @@ class VmDevices:
     def attach(self, vm: KernelVm | OrdinaryVm, bus: Bus, power: PowerSwitch) -> None:
         """Put the devices of one boot on its bus, and what ACPI promises beside them."""
         for place, make in zip(self.places, self._makers, strict=True):
-            made = make()
-            device = VirtioMmio(made, vm.ram, vm.interrupt_line(place.interrupt))
-            if isinstance(made, Console | Network):
-                made.connect(device.kick)
+            device = _attached(make(), vm, vm.interrupt_line(place.interrupt))
             bus.attach_memory(place.registers, device)
             self._attached.append(device)
         if self.places:
@@ -134,6 +140,26 @@ class VmDevices:
         for device in self._attached:
             device.stop()
         self._attached.clear()
+
+
+def _attached(
+    made: VirtioDevice | VhostFs, vm: KernelVm | OrdinaryVm, line: Callable[[bool], None]
+) -> VirtioMmio | VhostMmio:
+    """A device with the registers that it needs."""
+    if isinstance(made, VhostFs):
+        return VhostMmio(made, vm.ram, line)
+    device = VirtioMmio(made, vm.ram, line)
+    if isinstance(made, Console | Network):
+        made.connect(device.kick)
+    return device
+
+
+def _folder(wanted: FolderDevice, files: ExitStack) -> VhostFs:
+    """A shared folder with its daemon, which serves it over resets of the guest."""
+    from swsnp.vmm.devices.vhost_user import connect_to_daemon
+
+    daemon = files.enter_context(connect_to_daemon(wanted.path))
+    return VhostFs(wanted.tag, daemon, queue_size=wanted.queue_size)
 
 
 def _network(wanted: NetDevice, files: ExitStack) -> Network:

@@ -181,6 +181,7 @@ class _Guest:
             cbitpos=processor.c_bit,
             host_cbitpos=processor.c_bit,
             cpu_signature=signature_of_model(options.cpu_model),
+            passable_memory=what.devices.passable_memory,
         )
         start = machine.launch_kernel if not options.ordinary else partial(OrdinaryVm, host=processor.host)
         self.vm: KernelVm | OrdinaryVm = start(

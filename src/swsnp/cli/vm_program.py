@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from swsnp.cli.qemu_chardevs import STDIN, STDIO
 from swsnp.cli.qemu_devices import DiskDevice, EntropyDevice
+from swsnp.cli.qemu_folders import FolderDevice
 from swsnp.cli.qemu_netdevs import NetDevice
 from swsnp.cli.qemu_ports import SerialDevice
 from swsnp.errors import InputError, UsageError
@@ -36,6 +37,7 @@ __all__ = ["program_of"]
 _DRIVERS: Final = {
     DiskDevice: "virtio_blk",
     EntropyDevice: "virtio_rng",
+    FolderDevice: "virtiofs",
     NetDevice: "virtio_net",
     SerialDevice: "virtio_console",
 }

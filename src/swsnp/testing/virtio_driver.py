@@ -21,7 +21,7 @@ from swsnp.hardware.memory import BusError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from swsnp.vmm.devices.virtio_mmio import VirtioMmio
+    from swsnp.vmm.devices.virtio_registers import VirtioRegisters
 
 __all__ = ["DriverMemory", "VirtioDriver"]
 
@@ -69,7 +69,9 @@ class VirtioDriver:
     A device with several queues has an object for each; one of them starts it together with the others.
     """
 
-    def __init__(self, device: VirtioMmio, memory: DriverMemory, *, size: int = 8, queue: int = 0) -> None:
+    def __init__(
+        self, device: VirtioRegisters, memory: DriverMemory, *, size: int = 8, queue: int = 0
+    ) -> None:
         self.device, self.memory, self.size, self.queue = device, memory, size, queue
         self._base = _QUEUE * queue
         self._offered = 0
@@ -120,10 +122,10 @@ class VirtioDriver:
 
     def set_up(self) -> None:
         """Empty rings, and the queue enabled."""
-        self.set_queue(self._base, self._base + _AVAILABLE, self._base + _USED)
         self._offered = 0
         for ring in (_AVAILABLE, _USED):
             self.memory.raw[self._base + ring : self._base + ring + 4] = bytes(4)
+        self.set_queue(self._base, self._base + _AVAILABLE, self._base + _USED)
 
     def set_queue(self, descriptors: int, available: int, used: int) -> None:
         """Addresses of the queue, and enable it."""

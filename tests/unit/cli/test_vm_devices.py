@@ -15,6 +15,7 @@ from swsnp.cli.qemu_devices import devices_of
 from swsnp.cli.vm_devices import VmDevices
 from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image
 from swsnp.testing.virtio_driver import DriverMemory, VirtioDriver
+from swsnp.vmm.devices.block import Block
 from swsnp.vmm.devices.raw_file import RawFile
 from swsnp.vmm.devices.virtio_mmio import VirtioMmio
 
@@ -128,8 +129,9 @@ def test_kinds_of_disks(disk: Path) -> None:
         wanted = devices_of([("drive", f"file={disk},format=raw,if=virtio{values}")])
         with VmDevices(wanted) as devices:
             (make,) = devices._makers
-            memory = DriverMemory()
-            driver = VirtioDriver(VirtioMmio(make(), memory, lambda _: None), memory)
+            made, memory = make(), DriverMemory()
+            assert isinstance(made, Block)
+            driver = VirtioDriver(VirtioMmio(made, memory, lambda _: None), memory)
             assert bool(driver.features() & BlkFeature.RO) is read_only
             driver.start()
             status = driver.request([struct.pack("<IIQ", 1, 0, 0), b"w" * 512], [1])[1]

@@ -59,6 +59,7 @@ def test_every_reader_has_a_harness() -> None:
         "virtqueue",
         "console",
         "network",
+        "vhost_user",
     }
 
 

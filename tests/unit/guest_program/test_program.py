@@ -90,11 +90,12 @@ def test_output_by_a_console(client: Path) -> None:
 
 def test_drivers_of_devices(client: Path, package: Callable[..., Path]) -> None:
     """--modules loads what the devices need, each once, in their order."""
-    names = ("virtio_mmio", "virtio_blk", "virtio_rng", "virtio_net", "virtio_console")
+    names = ("virtio_mmio", "virtio_blk", "virtio_rng", "virtio_net", "virtio_console", "virtiofs")
     qemu = parse_qemu_options(
         [
             *("-kernel", "k", "-machine", "q35", "-nic", "user", "-device", "virtio-serial-device"),
             *("-device", "virtio-rng-device", "-drive", "file=d,if=virtio", "-nic", "user"),
+            *("-chardev", "socket,id=c,path=s", "-device", "vhost-user-fs-device,chardev=c,tag=t"),
         ]
     )
     given = options(exec=[str(client)], modules=package(dict.fromkeys(names, "")))
@@ -102,7 +103,7 @@ def test_drivers_of_devices(client: Path, package: Callable[..., Path]) -> None:
     assert made is not None
     files = unpack(made.initramfs)
     loaded = [path.split("-")[1][:-3] for path in files if path.endswith(".ko")]
-    assert loaded == ["virtio_mmio", "virtio_net", "virtio_console", "virtio_rng", "virtio_blk"]
+    assert loaded == ["virtio_mmio", "virtio_net", "virtio_console", "virtio_rng", "virtio_blk", "virtiofs"]
 
 
 def test_modules(client: Path, package: Callable[..., Path]) -> None:

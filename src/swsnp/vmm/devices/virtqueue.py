@@ -25,6 +25,8 @@ LARGEST_CHAIN: Final = 16 << 20
 """Bytes that one chain may name, all its buffers together: what the host holds for it at a time."""
 _INDICES: Final = 1 << 16
 _RING_HEAD: Final = 4
+_EVENT_INDEX: Final = 2
+"""Behind each ring, with VIRTIO_F_EVENT_IDX."""
 _U16: Final = struct.Struct("<H")
 _HEAD: Final = struct.Struct("<HH")  # flags, idx
 _USED: Final = struct.Struct("<II")  # id, len
@@ -131,6 +133,19 @@ class Virtqueue:
                 raise DriverFault(f"{name}: got {gpa:#x}, wanted a multiple of {alignment}")
         self._taken = self._done = 0
         self.ready = True
+
+    def must_be_shared(self) -> None:
+        """For a queue that another process serves.
+
+        Raises:
+            DriverFault: one of its rings is not wholly in memory that the guest shares.
+        """
+        for gpa, size in (
+            (self.descriptors, VirtqDescriptor.SIZE * self.size),
+            (self.available, _RING_HEAD + _U16.size * self.size + _EVENT_INDEX),
+            (self.used, _RING_HEAD + _USED.size * self.size + _EVENT_INDEX),
+        ):
+            _read(self._memory, gpa, size)
 
     def disable(self) -> None:
         """The driver took it back."""
