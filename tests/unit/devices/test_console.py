@@ -416,6 +416,39 @@ def test_end_of_input_waits_for_the_reader(ready: Rig) -> None:
     assert queue.used()[0] == 2
 
 
+@given(st.lists(st.sampled_from(["bytes", "host goes", "host comes", "driver reads"]), max_size=30))
+def test_no_end_before_the_last_bytes(happens: list[str]) -> None:
+    """Whatever happens when: an end is told when all is read that came before it, and then it is told."""
+    rig = Rig()
+    rig.start()
+    rig.say(3, ConsoleEvent.PORT_READY)
+    queue, end, sent = rig.queues[console_queue(3)], rig.ends[3], 0
+    for index in range(3):
+        at = queue._base + 0x4000 + BUFFER * index
+        queue.describe(index, VirtqDescriptor(addr=at, len=BUFFER, flags=2))
+        queue.offer(index)
+    rig.open(3)
+    is_open = rig.hear() == [(3, ConsoleEvent.PORT_OPEN, 1, b"")]
+    seen, got = 0, 0
+    for each in [*happens, "host goes", *["driver reads"] * 40]:
+        used, entries = queue.used()
+        if each == "bytes" and end.connected:
+            rig.ports[3].receive(bytes(BUFFER // 2 + 9))
+            sent += BUFFER // 2 + 9
+        elif each.startswith("host"):
+            end.connected = each == "host comes"
+            rig.ports[3].changed()
+        elif each == "driver reads" and seen < used:
+            index, size = entries[seen % queue.size]
+            seen, got = seen + 1, got + size
+            queue.offer(index)
+        for _, _, value, _ in rig.hear():
+            assert value != is_open
+            assert value or (got == sent and not end.connected)
+            is_open = bool(value)
+    assert (got, is_open) == (sent, False)
+
+
 def test_host_that_went_before_its_bytes_were_read(rig: Rig) -> None:
     """A port whose bytes wait is open at the host, or a reader would take it for its end."""
     rig.ports[3].receive(b"early")
