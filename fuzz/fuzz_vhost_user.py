@@ -9,7 +9,7 @@ import struct
 from swsnp.abi.vhost_user import FLAG_REPLY, FLAG_VERSION, Request, VhostHeader, VringState
 from swsnp.errors import HostError
 from swsnp.hardware.memory import BusError
-from swsnp.vmm.devices.vhost_user import PassableRange, VhostUser
+from swsnp.vmm.devices.vhost_user import VhostUser
 from swsnp.vmm.devices.virtqueue import Virtqueue
 
 __all__ = ["one", "seeds"]
@@ -72,7 +72,7 @@ def one(data: bytes) -> object:
         try:
             with VhostUser(ours, "daemon") as daemon:
                 reached = 1
-                daemon.begin(1 << 32, [PassableRange(0, 4096, event)])
+                daemon.begin(1 << 32, [(0, 4096, event)])
                 reached = 2
                 daemon.start_queue(0, Virtqueue(_NoMemory()), kick=event, call=event)
                 reached = 3

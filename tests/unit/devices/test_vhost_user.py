@@ -16,7 +16,7 @@ from tests.unit.devices.vhost_backend import ALL_FEATURES, Backend, PassableDriv
 
 from swsnp.abi.vhost_user import MemoryRegion, Request, VringAddress, VringState
 from swsnp.errors import HostError, InputError
-from swsnp.vmm.devices.vhost_user import PassableRange, VhostUser, connect_to_daemon
+from swsnp.vmm.devices.vhost_user import VhostUser, connect_to_daemon
 from swsnp.vmm.devices.virtqueue import Virtqueue
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ def test_begin_and_queues(events: tuple[int, int]) -> None:
     """vhost-user: the table of memory with its descriptors, and a ring that is known before it is kicked."""
     backend, memory = Backend(), PassableDriverMemory(0x10000)
     with VhostUser(backend.front, NAME) as daemon:
-        daemon.begin(
-            1 << 32, [PassableRange(0, 0x8000, memory.fd), PassableRange(1 << 32, 0x4000, memory.fd)]
-        )
+        daemon.begin(1 << 32, [(0, 0x8000, memory.fd), (1 << 32, 0x4000, memory.fd)])
         daemon.start_queue(3, queue_of(memory), kick=events[0], call=events[1])
         daemon.stop_queue(3)
         assert backend.requests()[4:] == [
@@ -118,7 +116,7 @@ def test_begin_and_queues(events: tuple[int, int]) -> None:
 def test_most_memory() -> None:
     """vhost-user: a table has eight regions at most; nothing was said then, and the daemon is fine."""
     backend, memory = Backend(), PassableDriverMemory(0x1000)
-    one = PassableRange(0, 0x1000, memory.fd)
+    one = (0, 0x1000, memory.fd)
     with VhostUser(backend.front, NAME) as daemon:
         with pytest.raises(HostError, match="got 9 ranges of memory, wanted at most 8"):
             daemon.begin(0, [one] * 9)

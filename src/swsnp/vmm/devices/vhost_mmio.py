@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from swsnp.abi.virtio import VIRTIO_F_ACCESS_PLATFORM, Interrupt
 from swsnp.errors import HostError
-from swsnp.vmm.devices.vhost_user import PassableRange
 from swsnp.vmm.devices.virtio_registers import DeviceKind, VirtioRegisters
 from swsnp.vmm.devices.virtqueue import DriverFault, SharedMemory, Virtqueue
 
@@ -37,7 +36,7 @@ class PassableMemory(SharedMemory, Protocol):
     """Guest memory whose shared side another process can have."""
 
     def passable(self) -> tuple[tuple[int, int, int], ...]:
-        """GPA, bytes and descriptor of each range, as `vhost_user.PassableRange`."""
+        """GPA, bytes and descriptor of each range."""
         ...
 
 
@@ -72,7 +71,7 @@ class VhostMmio(VirtioRegisters):
     def __init__(self, device: VhostDevice, memory: PassableMemory, line: Callable[[bool], None]) -> None:
         queues = tuple(Virtqueue(memory, device.queue_size) for _ in range(device.queues))
         self._daemon = device.daemon
-        self._ranges = tuple(PassableRange(*each) for each in memory.passable())
+        self._ranges = memory.passable()
         self._served: set[int] = set()
         """Queues that the daemon has."""
         self._began = False

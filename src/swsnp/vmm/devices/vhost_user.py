@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from swsnp.abi.vhost_user import (
     F_PROTOCOL_FEATURES,
@@ -38,21 +38,13 @@ if TYPE_CHECKING:
 
     from swsnp.vmm.devices.virtqueue import Virtqueue
 
-__all__ = ["PassableRange", "VhostUser", "connect_to_daemon"]
+__all__ = ["VhostUser", "connect_to_daemon"]
 
 _logger = logging.getLogger(__name__)
 _ANSWER_S: Final = 10.0
 """For one request, whose answer is some bytes; what the daemon does for the guest may come before it."""
 _U64: Final = struct.Struct("<Q")
 _REMEDY: Final = "remedy: see what the daemon says, start it again, and then the guest"
-
-
-class PassableRange(NamedTuple):
-    """Guest memory that another process may have: the file of a descriptor holds it, and nothing else."""
-
-    gpa: int
-    size: int
-    fd: int
 
 
 def connect_to_daemon(path: Path, *, answer_s: float = _ANSWER_S) -> VhostUser:
@@ -125,8 +117,13 @@ class VhostUser:
 
     # What the device needs
 
-    def begin(self, features: int, memory: Sequence[PassableRange]) -> None:
-        """Before the queues: what the driver has accepted, and the memory that the daemon may use.
+    def begin(self, features: int, memory: Sequence[tuple[int, int, int]]) -> None:
+        """Before the queues.
+
+        Args:
+            features: what the driver has accepted.
+            memory: what the daemon may use: GPA and bytes of each range, and the descriptor of a file that
+                holds it and nothing else.
 
         Raises:
             HostError: as the class; or there is more memory than fits into a table.
@@ -137,11 +134,10 @@ class VhostUser:
             )
         self._tell(Request.SET_FEATURES, _U64.pack(features | F_PROTOCOL_FEATURES))
         regions = (
-            MemoryRegion(guest_phys_addr=each.gpa, memory_size=each.size, userspace_addr=each.gpa)
-            for each in memory
+            MemoryRegion(guest_phys_addr=gpa, memory_size=size, userspace_addr=gpa) for gpa, size, _ in memory
         )
         table = bytes(MemoryTableHead(num_regions=len(memory))) + b"".join(map(bytes, regions))
-        self._tell(Request.SET_MEM_TABLE, table, [each.fd for each in memory])
+        self._tell(Request.SET_MEM_TABLE, table, [fd for *_, fd in memory])
 
     def start_queue(self, number: int, queue: Virtqueue, *, kick: int, call: int) -> None:
         """Let the daemon serve a queue, from its beginning.
