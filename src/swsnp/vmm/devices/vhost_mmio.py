@@ -105,7 +105,7 @@ class VhostMmio(VirtioRegisters):
         except DriverFault as fault:
             self._broken(fault)
         except HostError as error:
-            self._lost(str(error))
+            self._lost(error)
 
     def _ready_changed(self, number: int) -> None:
         if not self._began:
@@ -116,7 +116,7 @@ class VhostMmio(VirtioRegisters):
             else:
                 self._take_back(number)
         except HostError as error:
-            self._lost(str(error))
+            self._lost(error)
 
     def _notified(self, number: int) -> None:
         if number in self._served and self._running(number) is not None:
@@ -171,15 +171,15 @@ class VhostMmio(VirtioRegisters):
                     self._interrupt(Interrupt.USED_BUFFER)
                 if daemon in ready:
                     poll.unregister(daemon)
-                    self._lost("the daemon has closed the connection")
+                    self._lost(self._daemon.gone())
 
-    def _lost(self, why: str) -> None:
+    def _lost(self, why: HostError) -> None:
         """The daemon is: a reset is what the guest can try, and it comes to the same then."""
         if self._began:
             _logger.warning("virtio device %d: %s", self._device.device_id, why)
         self._served.clear()
         self._began = False
-        self._broken(DriverFault(why))
+        self._broken(why)
 
 
 def _signal(fd: int) -> None:

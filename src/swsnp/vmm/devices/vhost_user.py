@@ -115,6 +115,11 @@ class VhostUser:
         """For who waits until the daemon is gone; -1 when it is closed."""
         return self._peer.fileno()
 
+    def gone(self) -> HostError:
+        """The error of a daemon that has closed the connection, unless there was one before."""
+        self._fault = self._fault or f"{self._name}: the daemon closed the connection; {_REMEDY}"
+        return HostError(self._fault)
+
     # What the device needs
 
     def begin(self, features: int, memory: Sequence[tuple[int, int, int]]) -> None:

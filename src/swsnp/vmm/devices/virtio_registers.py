@@ -234,7 +234,7 @@ class VirtioRegisters:
             return None
         return self._queues[number]
 
-    def _broken(self, fault: DriverFault) -> None:
+    def _broken(self, fault: Exception) -> None:
         """Nothing is done any more until the driver resets the device."""
         _logger.info("virtio device %d needs a reset: %s", self._device.device_id, fault)
         self._status |= DeviceStatus.NEEDS_RESET
