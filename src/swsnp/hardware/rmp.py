@@ -72,15 +72,15 @@ class RmpEntry:
 _DEFAULT: Final = RmpEntry()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, unsafe_hash=True)
 class RmpUpdate:
-    """The new state that RMPUPDATE is given."""
+    """The new state that RMPUPDATE is given; not frozen but Final, as `RmpEntry`."""
 
-    assigned: bool = False
-    asid: int = 0
-    gpa: int = 0
-    page_size: int = 0
-    immutable: bool = False
+    assigned: Final[bool] = False
+    asid: Final[int] = 0
+    gpa: Final[int] = 0
+    page_size: Final[int] = 0
+    immutable: Final[bool] = False
 
 
 class RmpUpdateCode(IntEnum):
@@ -134,6 +134,9 @@ class Rmp:
     def _write(self, address: int, entry: RmpEntry) -> None:
         number = address >> 12
         old = self._entries.get(number, _DEFAULT)
+        if entry.assigned and old.assigned and old.asid == entry.asid and not old.page_size | entry.page_size:
+            self._entries[number] = entry  # as a booting guest's PVALIDATE has it, thousands of times
+            return
         if old.asid != entry.asid:
             self._owned[old.asid] = self._owned.get(old.asid, 0) - 1
             self._owned[entry.asid] = self._owned.get(entry.asid, 0) + 1
@@ -207,13 +210,12 @@ class Rmp:
             return RmpUpdateCode.FAIL_PERMISSION
         if self._overlaps(address, old, new):
             return RmpUpdateCode.FAIL_OVERLAP
-        kept = (old.assigned, old.asid, old.gpa, old.page_size) == (
-            new.assigned,
-            new.asid,
-            new.gpa,
-            new.page_size,
-        )
-        if kept:
+        if (
+            old.assigned == new.assigned
+            and old.asid == new.asid
+            and old.gpa == new.gpa
+            and old.page_size == new.page_size
+        ):
             self[address] = replace(old, immutable=new.immutable)
         elif not (new.assigned or new.immutable):
             self[address] = _DEFAULT  # the hypervisor's, of whatever size

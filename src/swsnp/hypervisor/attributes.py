@@ -55,10 +55,8 @@ class AttributeMap:
         low, high = bisect_left(starts, gfn_start), bisect_right(starts, gfn_end)
         before = values[low - 1] if low else None
         after = values[high - 1]
-        cuts = [(gfn_start, value)] if before != value else []
-        if after != value:
-            cuts.append((gfn_end, after))
-        self._runs = (
-            [*starts[:low], *(gfn for gfn, _ in cuts), *starts[high:]],
-            [*values[:low], *(each for _, each in cuts), *values[high:]],
-        )
+        starts, values = starts.copy(), values.copy()
+        begins, continues = before != value, after != value
+        starts[low:high] = [gfn_start] * begins + [gfn_end] * continues
+        values[low:high] = [value] * begins + [after] * continues
+        self._runs = starts, values

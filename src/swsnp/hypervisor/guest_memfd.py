@@ -54,12 +54,13 @@ class AssignedPages:
 
     def take(self, first: int, end: int) -> tuple[list[int], list[int]]:
         """Forget the pages of `first <= page < end`: the 2 MiB ones that lie in it wholly, and all others."""
-        large = [page for page in range(first - first % _PAGES, end, _PAGES) if page in self._large]
-        whole = [page for page in large if first <= page and page + _PAGES <= end]
-        for page in set(large).difference(whole):
-            self._small.update(range(page, page + _PAGES))
-        # only now: another vCPU's conversion in these 2 MiB finds its pages in one of the sets, or in both
-        self._large.difference_update(large)
+        whole: list[int] = []
+        if large := self._large.intersection(range(first - first % _PAGES, end, _PAGES)):
+            whole = [page for page in large if first <= page and page + _PAGES <= end]
+            for page in large.difference(whole):
+                self._small.update(range(page, page + _PAGES))
+            # only now: another vCPU that converts in these 2 MiB finds its pages in one of the sets, or both
+            self._large.difference_update(large)
         if len(self._small) < end - first:
             small = [page for page in self._small if first <= page < end]
         else:

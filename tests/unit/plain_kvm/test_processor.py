@@ -262,16 +262,36 @@ def test_rip_at_a_site(kvm: ScriptedKvm, processor: MakeProcessor, rip: int) -> 
     assert run_as_is(one, kvm, out(Site.VMGEXIT)) == Vmgexit()
 
 
-def test_kernel_address_is_looked_up_once(kvm: ScriptedKvm, processor: MakeProcessor) -> None:
-    """It means the same in every address space; one of the lower half may not."""
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize(
+    ("rip", "rflags", "lookups"),
+    [(0xFFFF_FFFF_8100_0010, 0x202, 1), (0x8010, 0x2, 1), (0x8010, 0x202, 3)],
+    ids=["kernel's half", "low without interrupts", "low with interrupts"],
+)
+def test_kernel_address_is_looked_up_once(
+    kvm: ScriptedKvm, processor: MakeProcessor, *, shares: bool, rip: int, rflags: int, lookups: int
+) -> None:
+    """It means the same in every address space; a program's may not, which runs with interrupts on."""
+    kvm.capabilities[OptionalCapability.SYNC_REGS] = int(shares)
     one = processor()
-    for rip, lookups in ((0xFFFF_FFFF_8100_0010, 1), (0x8010, 3)):
-        kvm.asked.clear()
-        one._vm.rewrites.sites[rip & ~PRIVATE] = Site.VMGEXIT  # as the scripted KVM translates
-        kvm.regs = KvmRegs(rip=rip)
-        for _ in range(3):
-            assert run_as_is(one, kvm, out(Site.VMGEXIT)) == Vmgexit()
-        assert len(kvm.arguments(HostIoctl.KVM_TRANSLATE)) == lookups
+    kvm.asked.clear()
+    one._vm.rewrites.sites[rip & ~PRIVATE] = Site.VMGEXIT  # as the scripted KVM translates
+    kvm.regs = KvmRegs(rip=rip, rflags=rflags)
+    for _ in range(3):
+        assert run_as_is(one, kvm, out(Site.VMGEXIT)) == Vmgexit()
+    assert len(kvm.arguments(HostIoctl.KVM_TRANSLATE)) == lookups
+
+
+def test_what_a_kernel_found_is_not_a_programs(kvm: ScriptedKvm, processor: MakeProcessor) -> None:
+    """The same low address with interrupts on: looked up again, and another page lies there."""
+    one = processor()
+    one._vm.rewrites.sites[0x8010] = Site.VMGEXIT
+    kvm.regs = KvmRegs(rip=0x8010, rflags=0x2)
+    assert run_as_is(one, kvm, out(Site.VMGEXIT)) == Vmgexit()
+    kvm.regs, kvm.not_mapped = KvmRegs(rip=0x8010, rflags=0x202), {0x8000}
+    assert run_as_is(one, kvm, out(Site.VMGEXIT)) == PortAccess(
+        read=False, size=1, port=Site.VMGEXIT, data=b"\0"
+    )
 
 
 def test_signal(kvm: ScriptedKvm, processor: MakeProcessor) -> None:

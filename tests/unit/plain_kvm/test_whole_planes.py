@@ -9,24 +9,20 @@ import mmap
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.plain_kvm.conftest import ScriptedKvm, ScriptedMemory
 
 from swsnp.abi.kvm import MemoryAttribute
 from swsnp.cpu.plain_kvm.host import LinuxKvm, address_of
 from swsnp.cpu.plain_kvm.ioctls import HostIoctl
-from swsnp.cpu.plain_kvm.memory import PlanesBase
+from swsnp.cpu.plain_kvm.memory import Planes
 from swsnp.cpu.plain_kvm.vm import HostVm
-from swsnp.cpu.plain_kvm.whole_planes import _different, _without
 from swsnp.errors import HostError
 from swsnp.hardware.memory import SystemMemory
 from swsnp.hypervisor.attributes import AttributeMap
-
-if TYPE_CHECKING:
-    from tests.unit.plain_kvm.conftest import ScriptedKvm, ScriptedMemory
 
 PRIVATE = 1 << 47
 PAGE = 4096
@@ -153,42 +149,39 @@ def test_discarded_memory_is_empty_everywhere() -> None:
     assert ctypes.string_at(address_of(target), 6) == bytes(6)
 
 
-RUNS = st.sets(st.integers(0, 40), max_size=20)
+FRAMES = st.sets(st.integers(0, 15), max_size=12)
 
 
-def runs(frames: set[int]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for frame in sorted(frames):
-        if found and found[-1][1] == frame:
-            found[-1] = (found[-1][0], frame + 1)
-        else:
-            found.append((frame, frame + 1))
-    return found
+@given(st.lists(FRAMES, min_size=1, max_size=4))
+def test_conversions_of_every_form(steps: list[set[int]]) -> None:
+    """What is aliased anew is exactly what changed, in as few pieces, to the plane that is meant now."""
+    kvm, memory = ScriptedKvm(), ScriptedMemory()
+    vm = HostVm(kvm, memory, whole_kernel=True)
+    vm.prepare()
+    aliases(kvm, vm, memory)
+    shown: set[int] = set()
+    for shared in steps:
+        memory.attributes.set(0, 16, MemoryAttribute.PRIVATE)
+        for frame in shared:
+            memory.attributes.set(frame, frame + 1, 0)
+        vm.prepare()
+        found = aliases(kvm, vm, memory)
+        wanted = {frame: "shared" if frame in shared else "private" for frame in shared ^ shown}
+        frames = [(at >> 12, name) for name, gpa, size in found for at in range(gpa, gpa + size, PAGE)]
+        assert sorted(frames) == sorted(wanted.items())
+        pieces = [frame for frame, plane in wanted.items() if wanted.get(frame - 1) != plane]
+        assert len(found) == len(pieces)
+        shown = shared
+    vm.close()
 
 
-@given(RUNS, RUNS)
-def test_difference_of_runs(one: set[int], two: set[int]) -> None:
-    """What is aliased anew is exactly what changed."""
-    left = {frame for start, end in _without(runs(one), runs(two)) for frame in range(start, end)}
-    assert left == one - two
-
-
-@given(RUNS, RUNS)
-def test_what_both_begin_and_end_with(one: set[int], two: set[int]) -> None:
-    """Only the runs between the first and the last that differ are compared: the difference is the same."""
-    gone, new = _different(runs(one), runs(two))
-    assert {frame for start, end in _without(gone, new) for frame in range(start, end)} == one - two
-    assert {frame for start, end in _without(new, gone) for frame in range(start, end)} == two - one
-    assert not gone or not new or (gone[0] != new[0] and gone[-1] != new[-1])
-
-
-@given(RUNS, st.integers(0, 40), st.integers(1, 41))
+@given(FRAMES, st.integers(0, 40), st.integers(1, 41))
 def test_runs_of_a_range(private: set[int], first: int, npages: int) -> None:
     """A range is cut where its attributes change, and nowhere else."""
     attributes = AttributeMap()
     for frame in private:
         attributes.set(frame, frame + 1, MemoryAttribute.PRIVATE)
-    planes = PlanesBase(LinuxKvm(), -1, SimpleNamespace(attributes=attributes), 47)
+    planes = Planes(LinuxKvm(), -1, SimpleNamespace(attributes=attributes), 47)
     found = planes.runs(first * PAGE, npages * PAGE)
     assert [start for start, _, _ in found[1:]] == [end for _, end, _ in found[:-1]]
     assert (found[0][0], found[-1][1]) == (first * PAGE, (first + npages) * PAGE)

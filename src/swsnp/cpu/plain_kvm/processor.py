@@ -67,7 +67,6 @@ _VMGEXIT, _PVALIDATE, _RMPADJUST = _SITE_PORTS = tuple(int(each) for each in Sit
 _OUT_SIZE: Final = 2
 _LEFT_BY_VMGEXIT: Final = Vmgexit()
 _KVM_TRANSLATE: Final = HostIoctl.KVM_TRANSLATE
-_TRANSLATION_SIZE: Final = KvmTranslation.SIZE
 _TRANSLATED: Final = struct.Struct("<QB")  # physical_address, valid
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
@@ -77,10 +76,12 @@ _SYNC_REGS: Final = 304
 _RAX_RCX_RDX: Final = struct.Struct("<Q8xQQ")
 _RIP: Final = _SYNC_REGS + KvmRegs.offset_of("rip")
 _RFLAGS: Final = _SYNC_REGS + KvmRegs.offset_of("rflags")
+_RIP_RFLAGS: Final = struct.Struct("<QQ")
 _ERROR_BYTES: Final = 15
 
 _CF, _PF, _AF, _ZF, _SF, _OF = (1 << bit for bit in (0, 2, 4, 6, 7, 11))
 _STATUS_FLAGS: Final = _CF | _PF | _AF | _ZF | _SF | _OF
+_IF: Final = 1 << 9
 
 
 class Start(Protocol):
@@ -128,6 +129,7 @@ class PlainKvmProcessor:
         self._answer: tuple[int, int] | None = None
         self._thread: int | None = None
         self._sites: dict[int, int] = {}
+        self._translation = bytearray(KvmTranslation.SIZE)
         self._behind_out = 0
         self._interrupted = False
         self._is_ap = vcpu > 0
@@ -265,7 +267,7 @@ class PlainKvmProcessor:
 
     def _io(self) -> GuestExit | None:
         direction, size, port, count, offset = _IO.unpack_from(self._run, EXIT_UNION)
-        if direction == _OUT and size == 1 and port in _SITE_PORTS and self._at_site(port):
+        if port in _SITE_PORTS and direction == _OUT and size == 1 and self._at_site(port):
             if port == _VMGEXIT:
                 self.times.call_it("vmgexit")
                 return _LEFT_BY_VMGEXIT
@@ -286,18 +288,24 @@ class PlainKvmProcessor:
     def _at_site(self, port: int) -> bool:
         """Whether the guest is at an instruction that was replaced by this OUT, and not at one of its own.
 
-        KVM leaves RIP at the OUT or, where it emulates, behind it. What was found for an address in the
-        kernel's half is kept: those mean the same in every address space.
+        KVM leaves RIP at the OUT or, where it emulates, behind it. What was found for a kernel's address is
+        kept, since it means the same in every address space: one in its half, or a low one while interrupts
+        are off, where kernels run before that half is mapped and programs never do.
         """
-        rip = self.rip
-        if self._sites.get(rip) == port:
+        if self._shares_registers:
+            rip, rflags = _RIP_RFLAGS.unpack_from(self._run, _RIP)
+        else:
+            regs = self.regs()
+            rip, rflags = regs.rip, regs.rflags
+        kernels = rip >> 63 or not rflags & _IF
+        if kernels and self._sites.get(rip) == port:
             return True
         for behind in (self._behind_out, _OUT_SIZE - self._behind_out):  # as the last time, else the other
             address = self._translate(rip - behind)
             if address is None or self._vm.rewrites.sites.get(self._vm.planes.split(address)[0]) != port:
                 continue
             self._behind_out = behind
-            if rip >> 63:
+            if kernels:
                 self._sites[rip] = port
             return True
         return False
@@ -409,7 +417,7 @@ class PlainKvmProcessor:
 
     def _translate(self, linear: int) -> int | None:
         """The physical address, C-bit included, by the guest's own page tables."""
-        argument = bytearray(_TRANSLATION_SIZE)
+        argument = self._translation
         _U64.pack_into(argument, 0, linear)
         checked_ioctl(self._host, self._vcpu, _KVM_TRANSLATE, argument)
         physical, valid = _TRANSLATED.unpack_from(argument, 8)

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import mmap
 import threading
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+from swsnp.abi.kvm import MemoryAttribute
 from swsnp.cpu.plain_kvm.host import address_of
 from swsnp.cpu.plain_kvm.memory import PlanesBase, Window
 from swsnp.errors import HostError
-from swsnp.hardware.memory import MAP_NORESERVE
+from swsnp.hardware.memory import MAP_NORESERVE, PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,13 +34,14 @@ if TYPE_CHECKING:
 __all__ = ["WholePlanes"]
 
 _LARGE: Final = 2 << 20
+_PRIVATE: Final = int(MemoryAttribute.PRIVATE)
 
 
 @dataclass(slots=True)
 class _Ram:
     """One memslot of the hypervisor, with its planes' addresses in this process.
 
-    `shown` are the runs that are shared at plain addresses, by GPA.
+    `edges` is where, by GPA, the shared ranges that plain addresses show begin and end in turn.
     """
 
     gpa: int
@@ -47,7 +51,7 @@ class _Ram:
     private_address: int
     shared_address: int
     plain_address: int
-    shown: list[tuple[int, int]]
+    edges: list[int]
 
 
 class WholePlanes(PlanesBase):
@@ -88,13 +92,27 @@ class WholePlanes(PlanesBase):
         return ram
 
     def _show(self, ram: _Ram) -> None:
-        wanted = [(start, end) for start, end, private in self.runs(ram.gpa, ram.size) if not private]
-        gone, new = _different(ram.shown, wanted)
-        for start, end in _without(gone, new):
-            self._alias(ram, ram.private_address, start, end)
-        for start, end in _without(new, gone):
-            self._alias(ram, ram.shared_address, start, end)
-        ram.shown = wanted
+        edges = self._shared_edges(ram.gpa, ram.size)
+        # an edge that is in both lists changes nothing beside it, so those in one of them bound what changed
+        changed = sorted(set(edges).symmetric_difference(ram.edges))
+        for start, end in zip(changed[::2], changed[1::2], strict=True):
+            first, behind = bisect_right(edges, start), bisect_left(edges, end)
+            shared = first % 2 == 1
+            for begin, upto in pairwise((start, *edges[first:behind], end)):
+                self._alias(ram, ram.shared_address if shared else ram.private_address, begin, upto)
+                shared = not shared
+        ram.edges = edges
+
+    def _shared_edges(self, gpa: int, size: int) -> list[int]:
+        """Where the shared parts of a range begin and end, in turn."""
+        starts, values = self._memory.attributes.runs()
+        first, behind = bisect_right(starts, gpa // PAGE), bisect_left(starts, (gpa + size) // PAGE)
+        edges = [each * PAGE for each in starts[first:behind]]
+        if not values[first - 1] & _PRIVATE:
+            edges.insert(0, gpa)
+        if len(edges) % 2:
+            edges.append(gpa + size)
+        return edges
 
     def _alias(self, ram: _Ram, plane: int, start: int, end: int) -> None:
         offset = start - ram.gpa
@@ -120,32 +138,3 @@ def _own(view: memoryview, address: int) -> memoryview:
     whole = memoryview(view.obj)
     start = address - address_of(whole)
     return whole[start : start + len(view)]
-
-
-def _different(
-    runs: list[tuple[int, int]], others: list[tuple[int, int]]
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Both without the runs at start and end that they have in common."""
-    shorter = min(len(runs), len(others))
-    first = 0
-    while first < shorter and runs[first] == others[first]:
-        first += 1
-    last = 0
-    while last < shorter - first and runs[-1 - last] == others[-1 - last]:
-        last += 1
-    return runs[first : len(runs) - last], others[first : len(others) - last]
-
-
-def _without(runs: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """What of `runs` no run of `others` covers; both rise and do not touch."""
-    for start, end in runs:
-        for other_start, other_end in others:
-            if other_end <= start:
-                continue
-            if other_start >= end:
-                break
-            if start < other_start:
-                yield start, other_start
-            start = max(start, other_end)
-        if start < end:
-            yield start, end
