@@ -106,15 +106,19 @@ class Rmp:
     """The table: a page without an entry is the hypervisor's. Sparse, keyed by page frame number.
 
     The entry of a 2 MiB page stands at its first frame and answers for all 512; while it does, the other 511
-    have none of their own.
+    have none of their own. After PSMASH they get theirs when they are looked at: a guest that boots has tens
+    of 2 MiB pages split, of most of which nobody asks again.
     """
 
     def __init__(self) -> None:
         self._entries: dict[int, RmpEntry] = {}
         self._large: dict[int, RmpEntry] = {}
         """The 2 MiB entries once more, by 2 MiB frame number."""
+        self._split: dict[int, RmpEntry] = {}
+        """By 2 MiB frame number: what the entries of 4 KiB there are like that were not looked at, the first
+        one's. In such 2 MiB the hypervisor's pages have an entry, too, as long as any other page is there."""
         self._inside: dict[int, int] = {}
-        """How many entries there are, by 2 MiB frame number."""
+        """How many entries there are, by 2 MiB frame number, those that were not looked at among them."""
         self._owned: dict[int, int] = {}
         self._lock = threading.RLock()
         """Held while entries are written and counted; they are read without."""
@@ -124,7 +128,20 @@ class Rmp:
         entry = self._entries.get(address >> 12)
         if entry is not None:
             return entry
-        return self._large.get(address >> 21, _DEFAULT) if self._large else _DEFAULT
+        if self._large and (entry := self._large.get(address >> 21)) is not None:
+            return entry
+        return self._own(address) if self._split else _DEFAULT
+
+    def _own(self, address: int) -> RmpEntry:
+        """The entry of the 4 KiB page itself, made now where PSMASH left that for later."""
+        with self._lock:
+            entry = self._entries.get(address >> 12)
+            if entry is not None or (first := self._split.get(address >> 21)) is None:
+                return entry or _DEFAULT
+            # without an owner there is no guest address to count up
+            inside = address & _LARGE_MASK & -_PAGE if first.asid else 0
+            entry = self._entries[address >> 12] = _like(first, gpa=first.gpa + inside)
+            return entry
 
     def __setitem__(self, address: int, entry: RmpEntry) -> None:
         """Write an entry: the firmware's privilege, and the model's of RMPUPDATE."""
@@ -133,7 +150,7 @@ class Rmp:
 
     def _write(self, address: int, entry: RmpEntry) -> None:
         number = address >> 12
-        old = self._entries.get(number, _DEFAULT)
+        old = self._entries.get(number) or self._own(address)
         if entry.assigned and old.assigned and old.asid == entry.asid and not old.page_size | entry.page_size:
             self._entries[number] = entry  # as a booting guest's PVALIDATE has it, thousands of times
             return
@@ -141,8 +158,8 @@ class Rmp:
             self._owned[old.asid] = self._owned.get(old.asid, 0) - 1
             self._owned[entry.asid] = self._owned.get(entry.asid, 0) + 1
         if not entry.assigned and entry == _DEFAULT:
-            if self._entries.pop(number, None) is not None:
-                self._inside[number // _PAGES] -= 1
+            if old is not _DEFAULT:
+                self._remove(number)
         else:
             if old is _DEFAULT:
                 self._inside[number // _PAGES] = self._inside.get(number // _PAGES, 0) + 1
@@ -150,10 +167,31 @@ class Rmp:
         if (old.page_size or entry.page_size) and not address & _LARGE_MASK:
             self._cover(address, entry)
 
+    def _remove(self, number: int) -> None:
+        large = number // _PAGES
+        self._inside[large] -= 1
+        if large not in self._split:
+            del self._entries[number]
+            return
+        self._entries[number] = _DEFAULT
+        if not self._inside[large]:
+            self._settle(large)
+
+    def _settle(self, large: int) -> None:
+        """Make what was not made yet of split 2 MiB, and keep no entries for the hypervisor's pages."""
+        numbers = range(large * _PAGES, (large + 1) * _PAGES)
+        own = [(number, self._own(number << 12)) for number in numbers]
+        del self._split[large]
+        for number, entry in own:
+            if entry is _DEFAULT:
+                del self._entries[number]
+
     def _cover(self, address: int, entry: RmpEntry) -> None:
         if not entry.page_size:
             del self._large[address >> 21]
             return
+        if address >> 21 in self._split:
+            self._settle(address >> 21)
         fresh = address >> 21 not in self._large
         self._large[address >> 21] = entry
         if fresh and self._inside[address >> 21] > 1:
@@ -163,9 +201,11 @@ class Rmp:
 
     def first_assigned(self, pages: range) -> int | None:
         """The first of these page addresses that belongs to a guest or the firmware; None when none does."""
-        entries, large = self._entries, self._large
+        entries, large, split = self._entries, self._large, self._split
         for page in pages:
-            entry = entries.get(page >> 12) or (large.get(page >> 21) if large else None)
+            entry = entries.get(page >> 12)
+            if entry is None and (large or split):
+                entry = large.get(page >> 21) or split.get(page >> 21)
             if entry is not None and entry.assigned:
                 return page
         return None
@@ -186,6 +226,7 @@ class Rmp:
         """Make every page the hypervisor's: the full initialisation of SNP_INIT."""
         self._entries.clear()
         self._large.clear()
+        self._split.clear()
         self._inside.clear()
         self._owned.clear()
 
@@ -248,16 +289,12 @@ class Rmp:
                 return RmpUpdateCode.FAIL_INPUT
             if entry.immutable:
                 return RmpUpdateCode.FAIL_PERMISSION
-            step = _PAGE if entry.asid else 0  # without an owner there is no guest address to count up
-            for number in reversed(range(_PAGES)):  # the first one last: until then the 2 MiB entry answers
-                self[address + number * _PAGE] = RmpEntry(
-                    assigned=entry.assigned,
-                    gpa=entry.gpa + number * step,
-                    asid=entry.asid,
-                    vmsa=entry.vmsa,
-                    validated=entry.validated,
-                    permissions=entry.permissions,
-                )
+            first = _like(entry, gpa=entry.gpa)
+            # the 2 MiB entry goes last: until then it answers
+            self._split[address >> 21] = self._entries[address >> 12] = first
+            self._inside[address >> 21] = _PAGES
+            self._owned[entry.asid] = self._owned.get(entry.asid, 0) + _PAGES - 1
+            del self._large[address >> 21]
             return RmpUpdateCode.SUCCESS
 
     def unsmash(self, address: int) -> None:
@@ -364,3 +401,15 @@ class Rmp:
         if not current_vmpl < vmpl < len(entry.permissions):
             return PvalidateCode.FAIL_PERMISSION, 0, 0
         return PvalidateCode.SUCCESS, entry.permissions[vmpl], entry.page_size
+
+
+def _like(entry: RmpEntry, *, gpa: int) -> RmpEntry:
+    """The entry of a 4 KiB page of what was one of 2 MiB."""
+    return RmpEntry(
+        assigned=entry.assigned,
+        gpa=gpa,
+        asid=entry.asid,
+        vmsa=entry.vmsa,
+        validated=entry.validated,
+        permissions=entry.permissions,
+    )

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swsnp.hardware.rmp import PageState, PvalidateCode, Rmp, RmpEntry, RmpUpdate, RmpUpdateCode
 
@@ -165,6 +167,102 @@ def test_psmash_of_pages_without_owner() -> None:
     assert rmp.rmpupdate(AT, RmpUpdate(assigned=True, page_size=1)) is OK
     assert rmp.psmash(AT) is OK
     assert {rmp[AT + number * PAGE] for number in range(512)} == {RmpEntry(assigned=True)}
+
+
+def test_psmash_makes_no_entries_that_nobody_wants(rmp: Rmp) -> None:
+    """Own rule: entries of 4 KiB are made when they are looked at, and then stay the same until written."""
+    assert rmp.psmash(AT) is OK
+    assert len(rmp._entries) == 1
+    assert rmp.first_assigned(range(AT + PAGE, AT + LARGE, PAGE)) == AT + PAGE
+    assert rmp.has_entries(AT + LARGE - 1)
+    assert len(rmp._entries) == 1
+    looked_at = rmp[AT + 7 * PAGE + 5]
+    assert (looked_at.gpa, looked_at.page_size) == (GPA + 7 * PAGE, 0)
+    assert rmp[AT + 7 * PAGE] is looked_at
+    assert len(rmp._entries) == 2
+
+
+def test_a_page_taken_back_after_psmash_stays_the_hypervisors(rmp: Rmp) -> None:
+    """RMPUPDATE of a page that was not looked at: what was split does not come back."""
+    assert rmp.psmash(AT) is OK
+    last = AT + LARGE - PAGE
+    for _ in range(2):
+        assert rmp.rmpupdate(last, RmpUpdate()) is OK
+        assert rmp[last] == RmpEntry()
+        assert rmp.pages_of(3) == 511
+    assert rmp.first_assigned(range(last, last + PAGE, PAGE)) is None
+    assert rmp.rmpupdate(last, RmpUpdate(assigned=True, asid=4)) is OK
+    assert (rmp.pages_of(3), rmp.pages_of(4)) == (511, 1)
+    assert rmp.rmpupdate(AT, GUEST_2M) is RmpUpdateCode.FAIL_OVERLAP
+
+
+def test_split_pages_given_back_one_by_one(rmp: Rmp) -> None:
+    """The last one leaves nothing in the table, and 2 MiB can be assigned at once again."""
+    assert rmp.psmash(AT) is OK
+    for page in range(AT, AT + LARGE, PAGE):
+        assert rmp.has_entries(AT)
+        assert rmp.rmpupdate(page, RmpUpdate()) is OK
+    assert (rmp._entries, rmp._split, rmp.pages_of(3)) == ({}, {}, 0)
+    assert not rmp.has_entries(AT)
+    assert rmp.rmpupdate(AT, GUEST_2M) is OK
+
+
+def test_clearing_the_table_forgets_what_was_split(rmp: Rmp) -> None:
+    """A full initialisation of SNP: pages that nobody looked at are the hypervisor's, too."""
+    assert rmp.psmash(AT) is OK
+    rmp.clear()
+    assert rmp[AT + PAGE] == RmpEntry()
+
+
+NUMBERS = st.sampled_from([0, 1, 2, 300, 511])
+STEPS = st.one_of(
+    st.tuples(st.just("update"), NUMBERS, st.sampled_from([0, 3, 4])),
+    st.tuples(st.just("validate"), NUMBERS, st.booleans()),
+    st.tuples(st.just("write"), NUMBERS, st.booleans()),
+    st.tuples(st.just("read"), NUMBERS, st.none()),
+    st.tuples(st.just("all back"), NUMBERS, st.none()),
+    st.tuples(st.sampled_from(["psmash", "unsmash", "large"]), st.just(0), st.none()),
+)
+
+
+def step(rmp: Rmp, kind: str, number: int, value: int | None) -> object:
+    """One step: what it answers."""
+    at, gpa = AT + number * PAGE, GPA + number * PAGE
+    match kind:
+        case "update":
+            return rmp.rmpupdate(at, RmpUpdate(assigned=bool(value), asid=value or 0, gpa=gpa * bool(value)))
+        case "validate":
+            return rmp.pvalidate(at, asid=3, gpa=gpa, validate=bool(value))
+        case "write":  # the firmware's privilege
+            rmp[at] = RmpEntry(assigned=bool(value), immutable=True) if value is not None else RmpEntry()
+        case "read":
+            return rmp[at]
+        case "all back":
+            return [rmp.rmpupdate(page, RmpUpdate()) for page in range(AT, AT + LARGE, PAGE)]
+        case "psmash":
+            return rmp.psmash(AT)
+        case "large":
+            return rmp.rmpupdate(AT, GUEST_2M)
+        case "unsmash" if rmp[AT].assigned and not rmp[AT].page_size:
+            rmp.unsmash(AT)
+    return None
+
+
+@given(st.lists(STEPS, max_size=12))
+def test_entries_not_looked_at_are_as_if_they_were(steps: list[tuple[str, int, Any]]) -> None:
+    """PSMASH writes 512 entries: a table in which all are looked at after each step answers the same."""
+    rmp, watched = Rmp(), Rmp()
+    for each in (rmp, watched):
+        each.rmpupdate(AT, GUEST_2M)
+        each.psmash(AT)
+    pages = range(AT, AT + LARGE, PAGE)
+    for kind, number, value in steps:
+        assert step(rmp, kind, number, value) == step(watched, kind, number, value)
+        entries = [watched[page] for page in pages]
+        assert rmp.first_assigned(pages) == next((at for at in pages if watched[at].assigned), None)
+        assert rmp.has_entries(AT) == any(entry != RmpEntry() for entry in entries)
+        assert [rmp.pages_of(asid) for asid in (3, 4)] == [watched.pages_of(asid) for asid in (3, 4)]
+    assert [rmp[page] for page in pages] == [watched[page] for page in pages]
 
 
 @pytest.mark.parametrize("address", [AT + PAGE, AT + LARGE, AT + 5])
