@@ -41,6 +41,10 @@ _OPERATIONS: Final = (PscOp.PRIVATE, PscOp.SHARED)
 _U16: Final = struct.Struct("<H")
 _U64: Final = struct.Struct("<Q")
 _HEADER: Final = struct.Struct("<HH")
+# A list has up to 253 entries: what is done for each takes the whole words, not their named parts.
+_NAMED: Final = PscEntry.named()
+_CUR_PAGE, _GFN, _PAGESIZE = (PscEntry.ranges()[name].mask for name in ("cur_page", "gfn", "pagesize"))
+_GFN_BIT: Final = PscEntry.ranges()["gfn"].low
 _REFUSALS: Final = frozenset({errno.EINVAL, errno.EAGAIN})
 """Answers of userspace that are errors for the guest in every profile."""
 
@@ -105,9 +109,10 @@ class PageStateChange:
         """Take cur_entry and end_entry from the guest's memory."""
         self.start, self.end = _HEADER.unpack_from(self.buffer, 0)
 
-    def entry(self, index: int) -> PscEntry:
+    def word(self, index: int) -> int:
         """A copy of one entry: the guest may change it meanwhile."""
-        return PscEntry(_U64.unpack_from(self.buffer, PscHeader.SIZE + 8 * index)[0])
+        value: int = _U64.unpack_from(self.buffer, PscHeader.SIZE + 8 * index)[0]
+        return value
 
     def skip(self) -> None:
         """Tell the guest that one entry more is done."""
@@ -117,8 +122,8 @@ class PageStateChange:
     def mark_done(self) -> None:
         """Write the progress of the entries that userspace has converted, and go behind them."""
         for index in range(self.index, self.index + self.count):
-            entry = self.entry(index)
-            done = entry.but(cur_page=_LARGE if entry.pagesize else 1)
+            entry = self.word(index)
+            done = entry & ~_CUR_PAGE | (_LARGE if entry & _PAGESIZE else 1)
             _U64.pack_into(self.buffer, PscHeader.SIZE + 8 * index, done)
         self.start = self.index + self.count
         self.count = 0
@@ -146,7 +151,7 @@ def _next_range(vcpu: Vcpu, change: PageStateChange) -> Outcome:
         if change.end >= change.limit:
             return _finish(event, PSC_ERROR_INVALID_HEADER)
         for index in range(change.start, change.end + 1):
-            first = change.entry(index)
+            first = PscEntry(change.word(index))
             whole = _LARGE if first.pagesize else 1
             if first.cur_page > whole or first.gfn % whole:
                 return _finish(event, PSC_ERROR_INVALID_ENTRY)
@@ -176,14 +181,10 @@ def _merge(change: PageStateChange, first: PscEntry) -> int:
     """
     large = bool(first.pagesize) and not first.cur_page
     npages: int = (_LARGE if first.pagesize else 1) - first.cur_page
+    gfn, alike = int(first.gfn), PscEntry.of(operation=first.operation, pagesize=large)
     for index in range(change.index + 1, change.end + 1):
-        entry = change.entry(index)
-        if (
-            entry.operation != first.operation
-            or entry.gfn != first.gfn + npages
-            or entry.cur_page
-            or bool(entry.pagesize) != large
-        ):
+        entry = change.word(index)
+        if entry & _GFN != gfn + npages << _GFN_BIT or entry & _NAMED & ~_GFN != alike:
             break
         change.count += 1
         npages += _LARGE if large else 1
