@@ -151,9 +151,6 @@ class Rmp:
     def _write(self, address: int, entry: RmpEntry) -> None:
         number = address >> 12
         old = self._entries.get(number) or self._own(address)
-        if entry.assigned and old.assigned and old.asid == entry.asid and not old.page_size | entry.page_size:
-            self._entries[number] = entry  # as a booting guest's PVALIDATE has it, thousands of times
-            return
         if old.asid != entry.asid:
             self._owned[old.asid] = self._owned.get(old.asid, 0) - 1
             self._owned[entry.asid] = self._owned.get(entry.asid, 0) + 1
@@ -330,23 +327,28 @@ class Rmp:
         """
         if page_size and gpa & _LARGE_MASK:
             return PvalidateCode.FAIL_INPUT, False
-        entry = self._of_guest(address, asid, gpa)
-        if entry is None or entry.immutable:
-            return None
-        if entry.page_size != page_size:
-            return PvalidateCode.FAIL_SIZEMISMATCH, False
-        if entry.validated == validate:
-            return PvalidateCode.SUCCESS, True
-        self[address] = RmpEntry(
-            assigned=True,
-            page_size=page_size,
-            gpa=entry.gpa,
-            asid=asid,
-            vmsa=entry.vmsa,
-            validated=validate,
-            permissions=entry.permissions,
-        )
-        return PvalidateCode.SUCCESS, False
+        with self._lock:
+            entry = self._of_guest(address, asid, gpa)
+            if entry is None or entry.immutable:
+                return None
+            if entry.page_size != page_size:
+                return PvalidateCode.FAIL_SIZEMISMATCH, False
+            if entry.validated == validate:
+                return PvalidateCode.SUCCESS, True
+            entry = RmpEntry(
+                assigned=True,
+                page_size=page_size,
+                gpa=entry.gpa,
+                asid=asid,
+                vmsa=entry.vmsa,
+                validated=validate,
+                permissions=entry.permissions,
+            )
+            # not by `_write`: owner and size stay, and a guest that boots does this thousands of times
+            self._entries[address >> 12] = entry
+            if page_size:
+                self._large[address >> 21] = entry
+            return PvalidateCode.SUCCESS, False
 
     def rmpadjust(
         self,

@@ -94,6 +94,9 @@ class NestedPaging:
         self._host_pages: dict[int, tuple[mmap, int, int, bool]] = {}
         self._shared_pages: dict[int, tuple[mmap, int, int, bool]] = {}
         self._private_pages: dict[int, tuple[mmap, int, int, RmpEntry]] = {}
+        # the private run that was looked at last: first and last GPA, its memslot, what makes a GPA of it a
+        # system address
+        self._private_run: tuple[int, int, MemorySlot | None, int] = (0, -1, None, 0)
         # by GPA and bytes: mapping and place, its pages' system addresses, whether it is read-only
         self._shared_runs: dict[tuple[int, int], tuple[mmap, int, range, bool]] = {}
 
@@ -172,6 +175,7 @@ class NestedPaging:
         self._shared_pages.clear()
         self._shared_runs.clear()
         self._private_pages.clear()
+        self._private_run = (0, -1, None, 0)
 
     def _resolve(self, slot: MemorySlot) -> memoryview | None:
         if slot.shared_view is None and (found := self._user.extent(slot.user_address)) is not None:
@@ -428,12 +432,17 @@ class NestedPaging:
 
     def _private_memory(self, gpa: int, *, write: bool) -> tuple[MemorySlot, int]:
         """The memslot of a page that is private, and the page's system address in the guest_memfd."""
+        first, last, slot, offset = self._private_run
+        if slot is not None and first <= gpa <= last:
+            return slot, gpa + offset
         slot = self.slot_at(gpa)
-        if slot is not None and self.attributes.get(gpa >> 12) & _PRIVATE:
-            spa = slot.private_address(gpa)
-            if spa is not None:
-                return slot, spa
-        raise GuestAccessFault(NestedPageFault(gpa, private=True, write=write))
+        spa = None if slot is None else slot.private_address(gpa)
+        start, end, value = self.attributes.run(gpa >> 12)
+        if slot is None or spa is None or not value & _PRIVATE:
+            raise GuestAccessFault(NestedPageFault(gpa, private=True, write=write))
+        first, behind = max(start << 12, slot.gpa), min(end << 12, slot.gpa + slot.size)
+        self._private_run = first, behind - 1, slot, spa - gpa
+        return slot, spa
 
     def _assign(self, slot: MemorySlot, spa: int, gpa: int, *, write: bool) -> None:
         # sev_gmem_prepare: only a page that nobody has is changed
