@@ -436,13 +436,12 @@ class NestedPaging:
         if slot is not None and first <= gpa <= last:
             return slot, gpa + offset
         slot = self.slot_at(gpa)
-        spa = None if slot is None else slot.private_address(gpa)
         start, end, value = self.attributes.run(gpa >> 12)
-        if slot is None or spa is None or not value & _PRIVATE:
-            raise GuestAccessFault(NestedPageFault(gpa, private=True, write=write))
-        first, behind = max(start << 12, slot.gpa), min(end << 12, slot.gpa + slot.size)
-        self._private_run = first, behind - 1, slot, spa - gpa
-        return slot, spa
+        if slot is not None and value & _PRIVATE and (spa := slot.private_address(gpa)) is not None:
+            first, behind = max(start << 12, slot.gpa), min(end << 12, slot.gpa + slot.size)
+            self._private_run = first, behind - 1, slot, spa - gpa
+            return slot, spa
+        raise GuestAccessFault(NestedPageFault(gpa, private=True, write=write))
 
     def _assign(self, slot: MemorySlot, spa: int, gpa: int, *, write: bool) -> None:
         # sev_gmem_prepare: only a page that nobody has is changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -197,6 +198,32 @@ def test_conversion_changes_what_is_seen(machine: Machine, vm: int, memory: Nest
     machine.attributes(vm, SHARED, PAGE, 0)
     assert memory.read(SHARED, 6, private=False) == b"shared"
     assert isinstance(_fault(memory, SHARED, private=True, write=False), NestedPageFault)
+
+
+@pytest.mark.parametrize(
+    "before", [0, SHARED - PAGE, RAM - PAGE, RAM, RAM + 3 * PAGE, RAM + 4 * PAGE, 2 * RAM]
+)
+@pytest.mark.parametrize("gpa", [0, SHARED - PAGE, SHARED, RAM - PAGE, RAM, RAM + 3 * PAGE, RAM + 5 * PAGE])
+def test_what_was_looked_at_before_is_not_taken_for_another(
+    machine: Machine, vm: int, memory: NestedPaging, before: int, gpa: int
+) -> None:
+    """A private run ends where the attribute changes and where the memslot does: page by page, as in KVM."""
+    machine.slot(vm, slot=1, memfd=machine.memfd(vm), guest_phys_addr=RAM)
+    # slot 1 lies behind slot 0 in guest memory, but in a file of its own
+    machine.attributes(vm, RAM - 2 * PAGE, RAM + 2 * PAGE)
+    machine.attributes(vm, RAM + 4 * PAGE, PAGE, 0)
+    with suppress(GuestAccessFault):
+        memory.pvalidate(before, validate=True)
+    if gpa == SHARED:
+        with pytest.raises(GuestAccessFault):
+            memory.pvalidate(gpa, validate=True)
+        return
+    assert memory.pvalidate(gpa, validate=True) == (0, gpa == before)
+    entry = machine.rmp[memory.private_page_address(gpa)]
+    assert (entry.state, entry.gpa) == (PageState.GUEST_VALID, gpa)
+    machine.attributes(vm, gpa, PAGE, 0)
+    with pytest.raises(GuestAccessFault):
+        memory.pvalidate(gpa, validate=False)
 
 
 def test_private_without_memfd(machine: Machine, vm: int, memory: NestedPaging) -> None:
