@@ -77,7 +77,13 @@ def program_of(ours: argparse.Namespace, options: QemuOptions, kernel: KernelIma
             )
     if root is not None:
         return prepare_root(root, modules)
-    return prepare_program(ours.exec, tree=ours.exec_dir, modules=modules, ports=_ports(options))
+    return prepare_program(
+        ours.exec,
+        tree=ours.exec_dir,
+        modules=modules,
+        ports=_ports(options),
+        virtio=bool(options.devices),
+    )
 
 
 def _ports(options: QemuOptions) -> tuple[str, str] | None:

@@ -43,6 +43,8 @@ _OURS: Final = ".swsnp"
 _CONSOLE: Final = "console=ttyS0 loglevel=4 panic=-1"
 _BOUNCE: Final = "swiotlb=4096"
 """8 MiB of bounce buffers: Linux makes 64 MiB or more of a guest's memory shared, before 6.6 page by page."""
+_NO_BOUNCE: Final = "swiotlb=128"
+"""256 KiB, the least that Linux takes: no device of the guest reaches its memory."""
 _BOUNCE_DISKS: Final = "swiotlb=8192"
 """16 MiB: a disk's largest request, whatever else goes on."""
 _MOUNTS: Final = (("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"))
@@ -77,6 +79,7 @@ def prepare_program(
     tree: Path | None = None,
     modules: Sequence[KernelModule] = (),
     ports: tuple[str, str] | None = None,
+    virtio: bool = False,
 ) -> GuestProgram:
     """A guest for one command.
 
@@ -87,6 +90,7 @@ def prepare_program(
         modules: loaded in this order.
         ports: virtio ports for the program's input and output, as the guest calls them; None: it has no
             input, and the second serial port takes its output.
+        virtio: the guest has devices that reach its memory: it gets bounce buffers for them.
 
     Raises:
         InputError: program or tree cannot be read, or cannot run in the guest: not for x86-64, or its
@@ -102,7 +106,7 @@ def prepare_program(
         plan = replace(plan, input=f"/dev/{ports[0]}", output=f"/dev/{ports[1]}", by_ports=True)
     return GuestProgram(
         _packed(plan, entries, modules),
-        f"{_CONSOLE} {_BOUNCE} rdinit=/{_OURS}/init",
+        f"{_CONSOLE} {_BOUNCE if virtio else _NO_BOUNCE} rdinit=/{_OURS}/init",
         _release(modules),
     )
 
