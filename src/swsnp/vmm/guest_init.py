@@ -34,7 +34,7 @@ _CHDIR, _CHROOT = 80, 161
 _MOUNT, _REBOOT, _IOPERM, _FINIT_MODULE = 165, 169, 173, 313
 _MS_RDONLY, _MS_MOVE = 1, 8192
 _ENOENT, _ENXIO, _EEXIST = 2, 6, 17
-_O_RDWR_NOCTTY: Final = 0o402
+_O_RDWR_NOCTTY_CLOEXEC: Final = 0o2000402
 _TCSETS, _TCSBRK = 0x5402, 0x5409
 _RAW: Final = struct.pack("<IIIIB19s", 0, 0, 0o10002 | 0o60 | 0o200 | 0o4000, 0, 0, bytes([0] * 6 + [1]))
 """struct termios: bytes go through as they are; 115,200 baud, 8 bits, receiver on, no modem lines."""
@@ -281,7 +281,7 @@ def _open(code: _Code, path: str, *, waits: bool) -> None:
     if waits:
         code.emit(f"41 BD {_TRIES.to_bytes(4, 'little').hex()}")  # mov r13d, tries
         code.label(again)
-    code.call(_OPEN, code.text(path), _O_RDWR_NOCTTY)
+    code.call(_OPEN, code.text(path), _O_RDWR_NOCTTY_CLOEXEC)
     if waits:
         code.emit(f"48 83 F8 {256 - _ENOENT:02X}")  # cmp rax, -ENOENT
         code.jump("0F 84", missing)

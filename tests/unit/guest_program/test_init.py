@@ -5,6 +5,7 @@ The kernel is an unpacked Debian package's, which tools/real-guest-files has lef
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import subprocess
 import time
@@ -15,6 +16,7 @@ from tests.unit.guest_program.emulated import command_of, package_of, qemu_statu
 from tests.unit.guest_program.emulated import run as run_kernel
 
 from swsnp.vmm.guest_init import (
+    _RAX,
     INIT_FAILED,
     NOT_EXECUTED,
     InitPlan,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Skip
 
-WRITE, OPEN, EXECVE, EXIT = 1, 2, 59, 60
+WRITE, OPEN, EXECVE, EXIT, FCNTL = 1, 2, 59, 60, 72
 
 
 def run(code: _Code, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
@@ -159,6 +161,21 @@ def test_ports_of_a_program(tmp_path: Path) -> None:
     plan = InitPlan(input=str(tmp_path / "input"), output=str(tmp_path / "output"), by_ports=True)
     assert run(starts(tmp_path, plan), tmp_path).returncode == 7
     assert [(tmp_path / name).read_bytes() for name in ("input", "output")] == [b"\0", b"said"]
+
+
+def test_program_gets_no_other_descriptors(tmp_path: Path) -> None:
+    """What was opened for standard input and output is closed when the program starts: FD_CLOEXEC, 1."""
+    for number in (3, 4):
+        code = _Code()
+        _terminals(code, InitPlan(input="/dev/null", output="/dev/zero", by_ports=True))
+        code.call(FCNTL, number, fcntl.F_GETFD)
+        code.emit("48 89 C7")  # mov rdi, rax
+        code.move(_RAX, EXIT)
+        code.emit("0F 05")
+        code.label("end")
+        code.call(EXIT, 7)
+        _failures(code)
+        assert run(code, tmp_path).returncode == fcntl.FD_CLOEXEC
 
 
 def test_ports_that_come_late(tmp_path: Path) -> None:
