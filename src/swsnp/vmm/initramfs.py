@@ -41,6 +41,8 @@ REPORT_MODULES: Final = ("sev-guest",)
 """What a guest needs to ask for reports; where the kernel's depends on tsm and configfs, they come along."""
 _OURS: Final = ".swsnp"
 _CONSOLE: Final = "console=ttyS0 loglevel=4 panic=-1"
+_NO_PCI: Final = "pci=off"
+"""The machine has none, for which Linux would ask hundreds of ports, each an exit."""
 _BOUNCE: Final = "swiotlb=4096"
 """8 MiB of bounce buffers: Linux makes 64 MiB or more of a guest's memory shared, before 6.6 page by page."""
 _NO_BOUNCE: Final = "swiotlb=128"
@@ -106,7 +108,7 @@ def prepare_program(
         plan = replace(plan, input=f"/dev/{ports[0]}", output=f"/dev/{ports[1]}", by_ports=True)
     return GuestProgram(
         _packed(plan, entries, modules),
-        f"{_CONSOLE} {_BOUNCE if virtio else _NO_BOUNCE} rdinit=/{_OURS}/init",
+        f"{_CONSOLE} {_NO_PCI} {_BOUNCE if virtio else _NO_BOUNCE} rdinit=/{_OURS}/init",
         _release(modules),
     )
 

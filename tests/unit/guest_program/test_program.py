@@ -53,7 +53,7 @@ def test_static_program(client: Path) -> None:
     files = unpack(made.initramfs)
     assert files["bin/client"].data == STATIC
     assert all(text in files[".swsnp/init"].data for text in (b"/bin/client\0", b"a b\0", b"-c\0"))
-    assert made.cmdline.split()[-2:] == ["swiotlb=128", "rdinit=/.swsnp/init"]
+    assert made.cmdline.split()[-3:] == ["pci=off", "swiotlb=128", "rdinit=/.swsnp/init"]
     assert stat.S_ISCHR(files["dev/console"].mode)
     assert files["dev/console"].rdev == (5, 1)
 
