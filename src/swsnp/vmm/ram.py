@@ -78,6 +78,8 @@ class Broken:
 Conversion: TypeAlias = Converted | Refused | Broken
 
 _LIMIT: Final = 1 << 64
+_MOST_WAITING: Final = 2 << 20
+_DISCARDING: Final = "discarding the side that the range no longer uses"
 _PRIVATE: Final = int(MemoryAttribute.PRIVATE)
 _SET_ATTRIBUTES: Final = int(Ioctl.KVM_SET_MEMORY_ATTRIBUTES)
 _ATTRIBUTES: Final = KvmMemoryAttributes.packing()
@@ -120,6 +122,10 @@ class GuestRam:
         self._shared = SharedRanges()
         for slot in slots:
             self._shared.set(slot.gpa, slot.end, shared=True)
+        self._converting = threading.Lock()
+        """One conversion at a time, with what it throws away."""
+        # from where to where pages have become shared whose private side is still there
+        self._waiting = self._behind = 0
 
     def slot_of(self, gpa: int, size: int) -> RamSlot | None:
         """The slot that holds the whole range; None when no single one does."""
@@ -215,7 +221,9 @@ class GuestRam:
         """Make `npages` pages from `gpa` private or shared, and throw away the side that is no longer used.
 
         A range without memory may be made shared (it already is), not private. A range that lies only partly
-        in a slot is refused, as QEMU does.
+        in a slot is refused, as QEMU does. Of a guest that shares page by page, as Linux does before it has a
+        GHCB, the private sides are thrown away together: those of 2 MiB wait at most, and until the guest
+        converts something else.
         """
         size = npages * PAGE
         if npages <= 0 or gpa % PAGE or gpa + size > _LIMIT:
@@ -224,18 +232,37 @@ class GuestRam:
         if slot is None:
             touched = any(gpa < each.end and each.gpa < gpa + size for each in self.slots)
             return Refused(errno.EINVAL) if private or touched else Converted(in_memory=False)
-        result = self.set_private(gpa, size, private=private)
-        if result in (-errno.EINVAL, -errno.EAGAIN):
-            return Refused(-result)
-        if result < 0:
-            return Broken(-result, "KVM_SET_MEMORY_ATTRIBUTES")
-        if (result := self._discard_other_side(slot, gpa - slot.gpa, size, private=private)) < 0:
-            return Broken(-result, "discarding the side that the range no longer uses")
+        with self._converting:
+            if private and (result := self._discard_waiting()) < 0:
+                return Broken(-result, _DISCARDING)
+            result = self.set_private(gpa, size, private=private)
+            if result in (-errno.EINVAL, -errno.EAGAIN):
+                return Refused(-result)
+            if result < 0:
+                return Broken(-result, "KVM_SET_MEMORY_ATTRIBUTES")
+            if private:
+                result = self._host.discard(slot.address + gpa - slot.gpa, size)
+            else:
+                result = self._discard_private(slot, gpa, size)
+            if result < 0:
+                return Broken(-result, _DISCARDING)
         if (emit := self._trace.emit_exit) is not None:
             emit(PageStateChange(vm=self._vm, gpa=gpa, npages=npages, private=private))
         return Converted()
 
-    def _discard_other_side(self, slot: RamSlot, offset: int, size: int, *, private: bool) -> int:
-        if private:
-            return self._host.discard(slot.address + offset, size)
-        return self._host.discard_memfd(slot.memfd, offset, size)
+    def _discard_private(self, slot: RamSlot, gpa: int, size: int) -> int:
+        """Throw the private side of what became shared away: at once, unless it is the next page of a row."""
+        in_row = size == PAGE and gpa == self._behind and gpa > slot.gpa
+        if in_row and gpa - self._waiting < _MOST_WAITING:
+            self._behind = gpa + size
+            return 0
+        result = self._discard_waiting()
+        self._waiting = self._behind = gpa + size
+        return min(result, self._host.discard_memfd(slot.memfd, gpa - slot.gpa, size))
+
+    def _discard_waiting(self) -> int:
+        start, size = self._waiting, self._behind - self._waiting
+        self._waiting = self._behind
+        if not size or (slot := self.slot_of(start, size)) is None:
+            return 0
+        return self._host.discard_memfd(slot.memfd, start - slot.gpa, size)

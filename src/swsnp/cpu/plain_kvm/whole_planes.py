@@ -6,8 +6,9 @@ the C-bit. Here addresses without the C-bit therefore show a page's private byte
 private, and its shared bytes once it has been converted. Addresses with the C-bit show the private bytes.
 
 What `memory.Planes` reports as a nested page fault reaches memory here: a private page without the C-bit, or
-the private bytes (zeros) of a shared page. That is the price of conversions without a change of KVM's slots,
-which would stop every vCPU and throw away the host's page tables.
+the private bytes of a shared page (zeros, or what it had until the VMM discards that side). That is the price
+of conversions without a change of KVM's slots, which would stop every vCPU and throw away the host's page
+tables.
 """
 
 from __future__ import annotations
