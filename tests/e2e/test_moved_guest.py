@@ -21,6 +21,7 @@ from swsnp.trace import CertsRead, GuestReplied, MessageSealed, TraceEvent
 from swsnp.verify import Roots, verify
 from swsnp.vmm.certs import BlobFile, exclusive_lock
 from swsnp.vmm.launch import LaunchError
+from swsnp.vmm.ram import Converted
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -374,6 +375,25 @@ def test_both_planes_of_memory() -> None:
     assert private == b"private".ljust(PAGE, b"\1")
     assert certs == b"shared"
     assert isinstance(fault, GuestAccessFault)
+
+
+def test_pages_that_the_guest_shares() -> None:
+    """They are shared at the destination, also if the guest left them validated and the host their bytes."""
+    vm = booted(Machine(), certs=None)
+    pages = [GUEST_PAGE + number * PAGE for number in range(3)]
+    for page in pages:
+        vm.execute(0, fill(vm, page))
+    for page in pages:  # in a row: the VMM throws the private sides away together, later
+        assert vm._running.convert(page, 1, private=False) == Converted()
+    saved = vm.save()
+    assert set(saved.memory.private) == image_of(saved)
+    with Machine().restore_vm(saved, certs=None) as moved:
+        assert [moved.execute(0, first_byte(moved, page)) for page in pages] == [b"\0"] * 3
+
+
+def first_byte(vm: VirtualMachine, gpa: int) -> Generator[None, None, bytes]:
+    yield from ()
+    return vm.vcpus[0].memory.read(gpa, 1, private=False)
 
 
 def fill(vm: VirtualMachine, gpa: int) -> Generator[None, None, None]:

@@ -35,6 +35,7 @@ __all__ = ["GuestContexts", "SavedMemory", "SavedVm", "save_memory"]
 
 _EMPTY_PAGE: Final = bytes(PAGE)
 _VALID: Final = PageState.GUEST_VALID
+_PRIVATE: Final = int(MemoryAttribute.PRIVATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,11 +166,14 @@ def save_memory(memory: NestedPaging) -> SavedMemory:
 
 
 def _validated(memory: NestedPaging, slot: MemorySlot) -> Iterator[tuple[int, bytes]]:
+    """Pages that are private and validated; what was shared since may still be in the file."""
     if slot.memfd is None or slot.private_view is None:
         return
     for page in slot.memfd.assigned:
         start = page * PAGE - slot.memfd_offset
-        if 0 <= start < slot.size and memory.rmp.state(slot.memfd.address + page * PAGE) is _VALID:
+        if not 0 <= start < slot.size or not memory.attributes.get((slot.gpa + start) // PAGE) & _PRIVATE:
+            continue
+        if memory.rmp.state(slot.memfd.address + page * PAGE) is _VALID:
             yield slot.gpa + start, bytes(slot.private_view[start : start + PAGE])
 
 
@@ -178,7 +182,7 @@ def _shared_ranges(memory: NestedPaging, slot: MemorySlot) -> Iterator[tuple[int
     while gfn < end:
         _, run_end, attributes = memory.attributes.run(gfn)
         upto = min(run_end, end)
-        if not attributes & MemoryAttribute.PRIVATE:
+        if not attributes & _PRIVATE:
             yield gfn * PAGE, upto - gfn
         gfn = upto
 
