@@ -128,6 +128,16 @@ class PlanesBase:
         """An address as KVM reports it: GPA, and whether the access was private."""
         return address & ~self.private_bit, bool(address & self.private_bit)
 
+    def runs(self, gpa: int, size: int) -> list[tuple[int, int, bool]]:
+        """A range cut where its attributes change: first address, address behind the last, and if private."""
+        starts, values = self._memory.attributes.runs()
+        first, behind = bisect_right(starts, gpa // PAGE), bisect_left(starts, (gpa + size) // PAGE)
+        edges = [gpa, *(each * PAGE for each in starts[first:behind]), gpa + size]
+        return [
+            (edges[number], edges[number + 1], bool(value & _PRIVATE))
+            for number, value in enumerate(values[first - 1 : behind])
+        ]
+
     def refresh(self) -> None:
         """Tell KVM what has changed since the last time."""
         raise NotImplementedError
@@ -176,16 +186,6 @@ class Planes(PlanesBase):
                 part = view[at - slot.gpa : upto - slot.gpa]
                 if part:
                     yield Window(at | (self.private_bit if private else 0), part)
-
-    def runs(self, gpa: int, size: int) -> list[tuple[int, int, bool]]:
-        """A range cut where its attributes change: first address, address behind the last, and if private."""
-        starts, values = self._memory.attributes.runs()
-        first, behind = bisect_right(starts, gpa // PAGE), bisect_left(starts, (gpa + size) // PAGE)
-        edges = [gpa, *(each * PAGE for each in starts[first:behind]), gpa + size]
-        return [
-            (edges[number], edges[number + 1], bool(value & _PRIVATE))
-            for number, value in enumerate(values[first - 1 : behind])
-        ]
 
     def windows(self, address: int, size: int) -> Iterator[tuple[int, memoryview]]:
         """As `PlanesBase`, by rising address."""

@@ -17,14 +17,13 @@ import mmap
 import threading
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Final
 
-from swsnp.abi.kvm import MemoryAttribute
 from swsnp.cpu.plain_kvm.host import address_of
 from swsnp.cpu.plain_kvm.memory import PlanesBase, Window
 from swsnp.errors import HostError
-from swsnp.hardware.memory import MAP_NORESERVE, PAGE
+from swsnp.hardware.memory import MAP_NORESERVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["WholePlanes"]
 
 _LARGE: Final = 2 << 20
-_PRIVATE: Final = int(MemoryAttribute.PRIVATE)
 
 
 @dataclass(slots=True)
@@ -93,7 +91,8 @@ class WholePlanes(PlanesBase):
         return ram
 
     def _show(self, ram: _Ram) -> None:
-        edges = self._shared_edges(ram.gpa, ram.size)
+        shared_runs = ((start, end) for start, end, private in self.runs(ram.gpa, ram.size) if not private)
+        edges = list(chain.from_iterable(shared_runs))
         # an edge that is in both lists changes nothing beside it, so those in one of them bound what changed
         changed = sorted(set(edges).symmetric_difference(ram.edges))
         for start, end in zip(changed[::2], changed[1::2], strict=True):
@@ -103,17 +102,6 @@ class WholePlanes(PlanesBase):
                 self._alias(ram, ram.shared_address if shared else ram.private_address, begin, upto)
                 shared = not shared
         ram.edges = edges
-
-    def _shared_edges(self, gpa: int, size: int) -> list[int]:
-        """Where the shared parts of a range begin and end, in turn."""
-        starts, values = self._memory.attributes.runs()
-        first, behind = bisect_right(starts, gpa // PAGE), bisect_left(starts, (gpa + size) // PAGE)
-        edges = [each * PAGE for each in starts[first:behind]]
-        if not values[first - 1] & _PRIVATE:
-            edges.insert(0, gpa)
-        if len(edges) % 2:
-            edges.append(gpa + size)
-        return edges
 
     def _alias(self, ram: _Ram, plane: int, start: int, end: int) -> None:
         offset = start - ram.gpa
