@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from swsnp.abi.virtio import FS_TAG_SIZE
-from swsnp.cli.qemu_values import number, text_value
+from swsnp.cli.qemu_values import name_value, number, text_value
 from swsnp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,13 +35,6 @@ class FolderDevice:
     queue_size: int = _QUEUE_SIZE
 
 
-def _tag(text: str) -> bytes:
-    found = text.encode(errors="surrogateescape")
-    if not 1 <= len(found) <= FS_TAG_SIZE or b"\0" in found:
-        raise ValueError(f"1 to {FS_TAG_SIZE} bytes")
-    return found
-
-
 def _queue_size(text: str) -> int:
     wanted = f"a power of two up to {_LARGEST_QUEUE}"
     try:
@@ -56,7 +49,7 @@ def _queue_size(text: str) -> int:
 FOLDER_PROPERTIES: Final[Mapping[str, Converter]] = {
     "id": text_value,
     "chardev": text_value,
-    "tag": _tag,
+    "tag": name_value(FS_TAG_SIZE),
     "queue-size": _queue_size,
 }
 
@@ -75,4 +68,5 @@ def folder_of(chardev: Chardev, values: Mapping[str, Any]) -> FolderDevice:
             f"{where}: property 'chardev': {chardev.id!r}: wanted -chardev socket,path=S without server=on: "
             "the daemon listens at S"
         )
-    return FolderDevice(values["tag"], chardev.path, values.get("queue-size", _QUEUE_SIZE))
+    tag = values["tag"].encode(errors="surrogateescape")
+    return FolderDevice(tag, chardev.path, values.get("queue-size", _QUEUE_SIZE))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from swsnp.cli.qemu_chardevs import STDIN, STDIO, Chardev
-from swsnp.cli.qemu_values import number, text_value
+from swsnp.cli.qemu_values import name_value, number, text_value
 from swsnp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,12 +64,6 @@ def with_input(device: SerialDevice) -> SerialDevice:
     return replace(device, ports=tuple(sorted((*device.ports, port), key=lambda each: each.number)))
 
 
-def _name(text: str) -> str:
-    if not text or "\0" in text or len(text.encode(errors="surrogateescape")) > _NAME_SIZE:
-        raise ValueError(f"1 to {_NAME_SIZE} bytes")
-    return text
-
-
 SERIAL_DEVICES: Final[Mapping[str, Mapping[str, Converter]]] = {
     "virtio-serial-device": {"id": text_value, "max_ports": number(1, _MOST_PORTS)},
     "virtserialport": {
@@ -77,7 +71,7 @@ SERIAL_DEVICES: Final[Mapping[str, Mapping[str, Converter]]] = {
         "bus": text_value,
         "nr": number(1, _MOST_PORTS - 1),
         "chardev": text_value,
-        "name": _name,
+        "name": name_value(_NAME_SIZE),
     },
     "virtconsole": {
         "id": text_value,

@@ -24,6 +24,7 @@ __all__ = [
     "comma_list",
     "convert_all",
     "kind_and_rest",
+    "name_value",
     "number",
     "one_of",
     "path_value",
@@ -70,6 +71,17 @@ def size(default_unit: int) -> Converter:
         if value <= 0 or value % 4096:
             raise ValueError("a size of whole 4 KiB pages, at least one")
         return value
+
+    return convert
+
+
+def name_value(most: int) -> Converter:
+    """A name that the guest is told, of up to `most` bytes."""
+
+    def convert(text: str) -> str:
+        if "\0" in text or not 1 <= len(text.encode(errors="surrogateescape")) <= most:
+            raise ValueError(f"1 to {most} bytes")
+        return text
 
     return convert
 
