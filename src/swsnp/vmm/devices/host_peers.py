@@ -30,6 +30,7 @@ __all__ = [
     "Listener",
     "Pseudoterminal",
     "connect_to",
+    "connected",
     "file_end",
     "pipe_end",
     "socket_end",
@@ -125,7 +126,7 @@ def pipe_end(path: Path) -> Fixed:
 def connect_to(address: Address) -> Fixed:
     """Somebody who listens already."""
     try:
-        peer = _connected(address)
+        peer = connected(address)
     except OSError as error:
         raise InputError(f"{_text(address)}: cannot be connected to: {error.strerror or error}") from None
     return socket_end(peer)
@@ -251,7 +252,8 @@ class Pseudoterminal:
 # Sockets
 
 
-def _connected(address: Address) -> socket.socket:
+def connected(address: Address) -> socket.socket:
+    """A socket to somebody who listens; an OSError otherwise."""
     if not isinstance(address, Path):
         return socket.create_connection(address)
     peer = socket.socket(socket.AF_UNIX)
@@ -285,7 +287,7 @@ def _family(address: tuple[str, int]) -> socket.AddressFamily:
 def _is_left_over(path: Path) -> bool:
     """Whether nobody listens there."""
     try:
-        _connected(path).close()
+        connected(path).close()
     except OSError as error:
         return error.errno == errno.ECONNREFUSED
     return False

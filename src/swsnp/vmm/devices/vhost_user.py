@@ -31,6 +31,7 @@ from swsnp.abi.vhost_user import (
 )
 from swsnp.abi.virtio import VIRTIO_F_VERSION_1
 from swsnp.errors import HostError, InputError
+from swsnp.vmm.devices.host_peers import connected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,11 +55,9 @@ def connect_to_daemon(path: Path, *, answer_s: float = _ANSWER_S) -> VhostUser:
         InputError: nobody listens there.
         HostError: as `VhostUser`.
     """
-    peer = socket.socket(socket.AF_UNIX)
     try:
-        peer.connect(str(path))
+        peer = connected(path)
     except OSError as error:
-        peer.close()
         raise InputError(
             f"{path}: cannot be connected to: {error.strerror or error}; remedy: start the daemon that shall "
             f"listen there, such as virtiofsd --socket-path={path}"
