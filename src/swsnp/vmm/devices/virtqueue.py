@@ -65,10 +65,9 @@ class Chain:
     """
 
     def __init__(
-        self, memory: SharedMemory, head: int, readable: list[Buffer], writable: list[Buffer]
+        self, memory: SharedMemory, head: int, readable: list[Buffer], writable: list[Buffer], on_offer: int
     ) -> None:
-        self.head = head
-        self.on_offer = 1
+        self.head, self.on_offer = head, on_offer
         self._memory = memory
         self._readable, self._writable = readable, writable
 
@@ -165,9 +164,7 @@ class Virtqueue:
             slot = self.available + _RING_HEAD + _U16.size * (self._taken % self.size)
             (head,) = _U16.unpack(_read(self._memory, slot, _U16.size))
             self._taken = (self._taken + 1) % _INDICES
-            chain = self._chain(head)
-            chain.on_offer = on_offer
-            yield chain
+            yield self._chain(head, on_offer)
 
     def put_back(self) -> None:
         """The chain that was yielded last is offered again next time."""
@@ -185,7 +182,7 @@ class Virtqueue:
         flags, _ = _HEAD.unpack(_read(self._memory, self.available, _HEAD.size))
         return not flags & AVAIL_NO_INTERRUPT
 
-    def _chain(self, head: int) -> Chain:
+    def _chain(self, head: int, on_offer: int) -> Chain:
         """Follow a chain to its end.
 
         Raises:
@@ -207,7 +204,7 @@ class Virtqueue:
             else:
                 readable.append(Buffer(found.addr, found.len))
             if not found.flags & DescriptorFlag.NEXT:
-                return Chain(self._memory, head, readable, writable)
+                return Chain(self._memory, head, readable, writable, on_offer)
             index = found.next
         raise DriverFault(f"chain {head}: wanted an end within {self.size} descriptors: it is a loop")
 
