@@ -73,8 +73,8 @@ class OrdinaryHostVm:
     ) -> None:
         self._host = host
         self._fds: list[int] = []
-        self._passable = passable
         self._memfds: list[int] = []
+        """Of passable memory, by area."""
         self._end: Final = weakref.finalize(self, _give_back, host, self._fds, self._memfds)
         self._threads: dict[int, int] = {}
         """Who runs a vCPU, by descriptor."""
@@ -87,7 +87,9 @@ class OrdinaryHostVm:
             leaves = ordinary_leaves(supported_leaves(host, self._kvm))
             self._vm = self._keep(checked_ioctl(host, self._kvm, Ioctl.KVM_CREATE_VM))
             create_interrupt_controller(host, self._kvm, self._vm)
-            self._ram = tuple((gpa, self._memory(n, gpa, size)) for n, (gpa, size) in enumerate(areas))
+            self._ram = tuple(
+                (gpa, self._memory(n, gpa, size, passable=passable)) for n, (gpa, size) in enumerate(areas)
+            )
             self.vcpus = [
                 self._create(n, pack_leaves(leaves_of_vcpu(leaves, n, vcpus))) for n in range(vcpus)
             ]
@@ -100,8 +102,8 @@ class OrdinaryHostVm:
         self._fds.append(fd)
         return fd
 
-    def _memory(self, number: int, gpa: int, size: int) -> mmap.mmap:
-        if self._passable:
+    def _memory(self, number: int, gpa: int, size: int, *, passable: bool) -> mmap.mmap:
+        if passable:
             area, fd = passable_memory(size)
             self._memfds.append(fd)
         else:
@@ -196,7 +198,7 @@ class OrdinaryHostVm:
         Raises:
             UsageError: the VM was not made so.
         """
-        if not self._passable:
+        if not self._memfds:
             raise UsageError("ordinary guest: wanted a VM with passable memory")
         ranges = zip(self._ram, self._memfds, strict=True)
         return tuple((gpa, len(area), fd) for (gpa, area), fd in ranges)
