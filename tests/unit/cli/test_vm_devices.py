@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.unit.cli.conftest import vm
+from tests.unit.cli.conftest import reader_of, vm
 
 from swsnp.abi.virtio import BlkFeature, BlkStatus
 from swsnp.cli import main
@@ -92,18 +92,7 @@ def test_power_off(tmp_path: Path, more: list[str]) -> None:
 def test_registers_of_a_device(tmp_path: Path) -> None:
     """Guest code finds the magic at the first device's address, and an unclaimed place behind the last."""
     path = tmp_path / "code"
-    # map FEB00000h by the directory of the fourth GiB, and end with the byte that is read there
-    code = (
-        "bf 00 00 40 00"  # mov edi, 0x400000
-        "b8 83 00 a0 fe"  # mov eax, 0xfea00083
-        "48 89 87 a8 0f 00 00"  # mov [rdi+0xfa8], rax: 2 MiB entry 1F5h
-        "c7 04 25 18 10 02 00 03 00 40 00"  # mov dword [0x21018], 0x400003
-        "b8 00 00 b0 fe"  # mov eax, 0xfeb00000
-        "8b 18"  # mov ebx, [rax]
-        "88 d8"  # mov al, bl
-        "e6 f4"  # out 0xf4, al
-    )
-    path.write_bytes(bz_image(elf_image(bytes.fromhex(f"{code} {VMGEXIT}"))))
+    path.write_bytes(reader_of(0))
     assert vm("-kernel", str(path), "-m", "32M", "-device", "virtio-rng-device", "-no-reboot") == 0x76
     assert vm("-kernel", str(path), "-m", "32M", "-no-reboot") == 0xFF
 

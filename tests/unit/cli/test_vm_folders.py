@@ -8,13 +8,14 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from tests.unit.cli.conftest import vm
+from tests.unit.cli.conftest import reader_of, vm
 from tests.unit.devices.vhost_backend import ALL_FEATURES, Backend, PassableDriverMemory
 
+from swsnp.abi.virtio import MmioRegister
 from swsnp.cli import main
 from swsnp.cli.qemu_devices import devices_of
 from swsnp.cli.vm_devices import VmDevices
-from swsnp.testing.tiny_kernel import GOOD, bz_image, elf_image
+from swsnp.testing.tiny_kernel import GOOD
 from swsnp.testing.virtio_driver import VirtioDriver
 from swsnp.vmm.devices.bus import Bus
 from swsnp.vmm.devices.vhost_mmio import VhostMmio
@@ -104,23 +105,9 @@ def test_wrong_daemons(kernel: str, tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.usefixtures("any_kvm")
 @pytest.mark.parametrize("snp", [True, False])
 def test_guest(tmp_path: Path, snp: bool) -> None:
-    """Guest code finds the device; the daemon had nothing of the guest before its driver was ready.
-
-    By page tables of its own the guest reads the device's number at FEB00008h, and ends with it.
-    """
+    """Guest code reads what device it is; the daemon had nothing of the guest before its driver was ready."""
     path, stats, daemon = tmp_path / "code", tmp_path / "stats", Daemon(tmp_path / "s")
-    code = (
-        "bf 00 00 40 00"  # mov edi, 0x400000
-        "b8 83 00 a0 fe"  # mov eax, 0xfea00083
-        "48 89 87 a8 0f 00 00"  # mov [rdi+0xfa8], rax: 2 MiB entry 1F5h
-        "c7 04 25 18 10 02 00 03 00 40 00"  # mov dword [0x21018], 0x400003
-        "b8 08 00 b0 fe"  # mov eax, 0xfeb00008
-        "8b 18"  # mov ebx, [rax]
-        "88 d8"  # mov al, bl
-        "e6 f4"  # out 0xf4, al
-        "f3 0f 01 d9"  # vmgexit
-    )
-    path.write_bytes(bz_image(elf_image(bytes.fromhex(code))))
+    path.write_bytes(reader_of(MmioRegister.DEVICE_ID))
     line = ["-kernel", str(path), "-m", "32M", "-no-reboot", "--stats", str(stats), *daemon.options()]
     assert vm(*line, *([] if snp else ["-machine", "q35"])) == 26
     assert json.loads(stats.read_text())["snp"] is snp

@@ -398,13 +398,18 @@ def test_end_of_input_comes_last(ready: Rig) -> None:
     assert ready.hear() == [(3, ConsoleEvent.PORT_OPEN, 0, b"")]
 
 
+def with_buffers(queue: VirtioDriver) -> VirtioDriver:
+    """Three buffers for input on offer."""
+    for index in range(3):
+        at = queue._base + 0x4000 + BUFFER * index
+        queue.describe(index, VirtqDescriptor(addr=at, len=BUFFER, flags=2))
+        queue.offer(index)
+    return queue
+
+
 def test_end_of_input_waits_for_the_reader(ready: Rig) -> None:
     """5.3.6: Linux offers a buffer again when it has been read; before, it might overlook the bytes in it."""
-    queue = ready.queues[console_queue(3)]
-    at = queue._base + 0x4000
-    for index in range(3):
-        queue.describe(index, VirtqDescriptor(addr=at + BUFFER * index, len=BUFFER, flags=2))
-        queue.offer(index)
+    queue = with_buffers(ready.queues[console_queue(3)])
     ready.ends[3].connected = False
     ready.ports[3].receive(b"a" * BUFFER + b"b")
     assert queue.used()[0] == 2
@@ -422,11 +427,7 @@ def test_no_end_before_the_last_bytes(happens: list[str]) -> None:
     rig = Rig()
     rig.start()
     rig.say(3, ConsoleEvent.PORT_READY)
-    queue, end, sent = rig.queues[console_queue(3)], rig.ends[3], 0
-    for index in range(3):
-        at = queue._base + 0x4000 + BUFFER * index
-        queue.describe(index, VirtqDescriptor(addr=at, len=BUFFER, flags=2))
-        queue.offer(index)
+    queue, end, sent = with_buffers(rig.queues[console_queue(3)]), rig.ends[3], 0
     rig.open(3)
     is_open = rig.hear() == [(3, ConsoleEvent.PORT_OPEN, 1, b"")]
     seen, got = 0, 0
