@@ -6,7 +6,7 @@ Source: OASIS, Virtual I/O Device (VIRTIO) 1.2, chapters 2.7, 3.1 and 4.2.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from swsnp.abi.virtio import (
     VIRTIO_F_ACCESS_PLATFORM,
@@ -70,7 +70,7 @@ class VirtioDriver:
     """
 
     def __init__(
-        self, device: VirtioRegisters, memory: DriverMemory, *, size: int = 8, queue: int = 0
+        self, device: VirtioRegisters[Any], memory: DriverMemory, *, size: int = 8, queue: int = 0
     ) -> None:
         self.device, self.memory, self.size, self.queue = device, memory, size, queue
         self._base = _QUEUE * queue

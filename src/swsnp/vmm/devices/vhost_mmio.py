@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from swsnp.abi.virtio import VIRTIO_F_ACCESS_PLATFORM, Interrupt
 from swsnp.errors import HostError
 from swsnp.vmm.devices.virtio_registers import DeviceKind, VirtioRegisters
-from swsnp.vmm.devices.virtqueue import DriverFault, SharedMemory, Virtqueue
+from swsnp.vmm.devices.virtqueue import DriverFault, SharedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,22 +44,12 @@ class VhostDevice(DeviceKind, Protocol):
     """A device whose queues a daemon serves."""
 
     @property
-    def queues(self) -> int:
-        """How many."""
-        ...
-
-    @property
-    def queue_size(self) -> int:
-        """Descriptors that each of them can have, a power of two."""
-        ...
-
-    @property
     def daemon(self) -> VhostUser:
         """Who serves them."""
         ...
 
 
-class VhostMmio(VirtioRegisters):
+class VhostMmio(VirtioRegisters[VhostDevice]):
     """One device with its registers, for one guest; the daemon may outlast it.
 
     Args:
@@ -69,17 +59,16 @@ class VhostMmio(VirtioRegisters):
     """
 
     def __init__(self, device: VhostDevice, memory: PassableMemory, line: Callable[[bool], None]) -> None:
-        queues = tuple(Virtqueue(memory, device.queue_size) for _ in range(device.queues))
         self._daemon = device.daemon
         self._ranges = memory.passable()
         self._served: set[int] = set()
         """Queues that the daemon has."""
         self._began = False
-        self._kicks = [os.eventfd(0, _EVENT) for _ in queues]
-        self._calls = [os.eventfd(0, _EVENT) for _ in queues]
+        self._kicks = [os.eventfd(0, _EVENT) for _ in range(device.queues)]
+        self._calls = [os.eventfd(0, _EVENT) for _ in range(device.queues)]
         self._stopped = os.eventfd(0, _EVENT)
         self._listener: threading.Thread | None = threading.Thread(target=self._listen, daemon=True)
-        super().__init__(device, queues, line)
+        super().__init__(device, memory, line)
         self._listener.start()
 
     def stop(self) -> None:

@@ -9,28 +9,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from swsnp.abi.virtio import Interrupt
 from swsnp.vmm.devices.virtio_registers import DeviceKind, VirtioRegisters
-from swsnp.vmm.devices.virtqueue import DriverFault, Virtqueue
+from swsnp.vmm.devices.virtqueue import DriverFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from swsnp.vmm.devices.virtqueue import Chain, SharedMemory
+    from swsnp.vmm.devices.virtqueue import Chain
 
 __all__ = ["VirtioDevice", "VirtioMmio"]
 
 
 class VirtioDevice(DeviceKind, Protocol):
     """What is behind the registers."""
-
-    @property
-    def queues(self) -> int:
-        """How many."""
-        ...
-
-    @property
-    def queue_size(self) -> int:
-        """Descriptors that each of them can have, a power of two."""
-        ...
 
     def begin(self, features: int) -> None:
         """The driver is ready, with these features; what was said to the driver before is forgotten."""
@@ -48,20 +36,8 @@ class VirtioDevice(DeviceKind, Protocol):
         ...
 
 
-class VirtioMmio(VirtioRegisters):
-    """One device with its registers.
-
-    Args:
-        device: what it is.
-        memory: guest memory, as far as the guest shares it.
-        line: its interrupt line.
-    """
-
-    _device: VirtioDevice
-
-    def __init__(self, device: VirtioDevice, memory: SharedMemory, line: Callable[[bool], None]) -> None:
-        queues = tuple(Virtqueue(memory, device.queue_size) for _ in range(device.queues))
-        super().__init__(device, queues, line)
+class VirtioMmio(VirtioRegisters[VirtioDevice]):
+    """One device with its registers."""
 
     def kick(self, queue: int) -> None:
         """Offer the chains of a queue to the device again, which left some there; any thread may.

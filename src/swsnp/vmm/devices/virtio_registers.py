@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from swsnp.abi.virtio import (
     CONFIG_AT,
@@ -19,12 +19,12 @@ from swsnp.abi.virtio import (
     Interrupt,
     MmioRegister,
 )
-from swsnp.vmm.devices.virtqueue import DriverFault
+from swsnp.vmm.devices.virtqueue import DriverFault, Virtqueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from swsnp.vmm.devices.virtqueue import Virtqueue
+    from swsnp.vmm.devices.virtqueue import SharedMemory
 
 __all__ = ["DeviceKind", "VirtioRegisters"]
 
@@ -45,7 +45,7 @@ _ADDRESSES: Final = {
 
 
 class DeviceKind(Protocol):
-    """What a driver can read of a device."""
+    """What a driver finds of a device."""
 
     @property
     def device_id(self) -> int:
@@ -58,12 +58,25 @@ class DeviceKind(Protocol):
         ...
 
     @property
+    def queues(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def queue_size(self) -> int:
+        """Descriptors that each of them can have, a power of two."""
+        ...
+
+    @property
     def config(self) -> bytes:
         """Its configuration, read-only."""
         ...
 
 
-class VirtioRegisters:
+_D = TypeVar("_D", bound=DeviceKind)
+
+
+class VirtioRegisters(Generic[_D]):
     """One device, as `bus.Device`; accesses of several vCPUs come one after the other.
 
     What a device does is a subclass's: `_begin`, `_notified`, `_ready_changed` and `_end`, which are called
@@ -71,16 +84,14 @@ class VirtioRegisters:
 
     Args:
         device: what it is.
-        queues: its queues.
+        memory: guest memory, as far as the guest shares it.
         line: its interrupt line.
     """
 
-    def __init__(
-        self, device: DeviceKind, queues: tuple[Virtqueue, ...], line: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, device: _D, memory: SharedMemory, line: Callable[[bool], None]) -> None:
         self._device, self._line = device, line
         self._features = device.features | _REQUIRED
-        self._queues = queues
+        self._queues = tuple(Virtqueue(memory, device.queue_size) for _ in range(device.queues))
         self._lock = threading.RLock()
         self._writers: Final[dict[int, Callable[[int], None]]] = {
             MmioRegister.STATUS: self._set_status,
